@@ -1,0 +1,1 @@
+"""Train any PyTorch model without a backward pass: multi-tangent forward gradients."""
