@@ -1,0 +1,60 @@
+"""What the last step measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multitangent._coefficients import Combination
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What the last step measured, of the tangents as the aggregator saw them.
+
+    Attributes:
+        jvps: Directional derivatives, ``[K]`` of the batch's loss or ``[K, B]`` of the samples'.
+        gram: Gram matrix in float64, ``[K, K]``, or ``[B, K, K]`` for tangents per sample.
+        gradient_norm: Norm of the estimated gradient of all perturbed values, ``[]`` or ``[B]``.
+        fallbacks: Names of the functions that have no rule.
+    """
+
+    jvps: Tensor
+    gram: Tensor
+    gradient_norm: Tensor
+    fallbacks: frozenset[str]
+
+    @property
+    def condition(self) -> Tensor:
+        """Condition number of the Gram matrix, ``[]`` or ``[B]``."""
+        values = torch.linalg.eigvalsh(self.gram).clamp(min=0)
+        return values[..., -1] / values[..., 0]
+
+    @property
+    def effective_rank(self) -> Tensor:
+        """``(sum of eigenvalues)^2 / sum of their squares`` of the Gram matrix, ``[]`` or ``[B]``.
+
+        K for orthogonal tangents of equal length, 1 for parallel ones.
+        """
+        trace = self.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return trace.square() / self.gram.square().sum((-2, -1))
+
+
+def diagnose(estimates: list[tuple[Combination, Tensor]], fallbacks: set[str]) -> Diagnostics:
+    """Put together the parts of a step: combinations, and the Gram matrices of what was drawn."""
+    jvps = torch.cat([c.jvps if c.jvps.ndim == 2 else c.jvps[:, None] for c, _ in estimates], 1)
+    norms = torch.cat([_norm(c.coefficients, gram) for c, gram in estimates])
+    first = estimates[0][0]
+    gram = first.gram if first.gram.ndim == 2 else torch.cat([c.gram for c, _ in estimates])
+    whole = first.jvps.ndim == 1
+    return Diagnostics(
+        jvps[:, 0] if whole else jvps, gram, norms[0] if whole else norms, frozenset(fallbacks)
+    )
+
+
+def _norm(coefficients: Tensor, gram: Tensor) -> Tensor:
+    """``sqrt(c^T G c)`` for each sample."""
+    columns = coefficients.reshape(len(coefficients), -1).T.unsqueeze(1)  # [b, 1, K]
+    return (columns @ gram @ columns.mT).clamp(min=0).sqrt().flatten()

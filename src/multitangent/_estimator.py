@@ -1,0 +1,143 @@
+"""What forward gradients and their simulation have in common: everything but the derivatives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from multitangent._batch import split
+from multitangent._coefficients import Combination, combination
+from multitangent._diagnostics import Diagnostics, diagnose
+from multitangent._per_sample_loss import PerSampleLoss
+from multitangent.aggregation import Aggregator, Projection
+from multitangent.dual import record_fallbacks
+from multitangent.perturbation import Activations, Perturbation, Setting, Sweep, Weights
+from multitangent.tangents import Normal, Stream, TangentSource
+
+
+class GradientEstimator(ABC):
+    """A gradient estimated from directional derivatives, in place of ``loss.backward()``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        tangents: TangentSource | None = None,
+        aggregator: Aggregator | None = None,
+        perturb: Literal["activations", "weights"] | Perturbation = "activations",
+        seed: int = 0,
+        micro_batch: int | Literal["auto"] = "auto",
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.tangents = Normal(16) if tangents is None else tangents
+        self.aggregator = Projection() if aggregator is None else aggregator
+        self.perturb = _perturbation(perturb)
+        self.seed = seed
+        self.micro_batch = micro_batch
+        self.step = 0
+        self._last_step: tuple[list[tuple[Combination, Tensor]], set[str]] | None = None
+        self._per_sample = PerSampleLoss(loss)
+        if micro_batch != "auto" and (not isinstance(micro_batch, int) or micro_batch < 1):
+            raise ValueError(
+                f"`micro_batch` should be 'auto' or an integer of at least 1. Found {micro_batch!r}."
+            )
+        self.perturb.bind(model)  # so that a model that does not fit is an error here, not later
+
+    def __call__(self, inputs: Any, target: Any) -> Tensor:
+        """Fill ``.grad`` of every trainable parameter, adding to what is there.
+
+        Args:
+            inputs: The model's input, ``[B, ...]``; a tuple or a mapping for several.
+            target: What the loss compares with, ``[B, ...]``.
+
+        Returns:
+            The loss of the batch, mean or sum as the loss says, a detached scalar.
+
+        Raises:
+            RuntimeError: Inside ``torch.inference_mode()``.
+            ValueError: If a loss, a directional derivative or a Gram matrix is not finite.
+        """
+        refuse_inference_mode()
+        size = None if self.micro_batch == "auto" else self.micro_batch
+        parts = list(split(inputs, target, size))
+        setting = Setting(
+            model=self.model,
+            loss=self._per_sample,
+            source=self.tangents,
+            stream=Stream(self.seed, self.step),
+            correction=self._per_sample.correction(target),
+        )
+        values = []
+        estimates = []
+        with record_fallbacks() as fallbacks:
+            for sweep in self.perturb.bind(self.model)(setting, parts):
+                losses, jvps = self._differentiate(sweep)
+                gram, dimension = sweep.tangents.gram(), sweep.tangents.dimension
+                combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
+                sweep.pull(combined.coefficients)
+                values.append(losses)
+                estimates.append((combined, gram))
+        self._last_step = estimates, fallbacks
+        self.step += 1
+        return torch.cat(values).sum() * self._per_sample.scale(parts[0].batch_size)
+
+    @abstractmethod
+    def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
+        """The losses ``[b]`` and the directional derivatives ``[K]`` or ``[K, b]``."""
+
+    @property
+    def diagnostics(self) -> Diagnostics:
+        """What the last step measured.
+
+        Raises:
+            RuntimeError: Before the first step.
+        """
+        if self._last_step is None:
+            raise RuntimeError(
+                "`diagnostics` should be read after a step. Found none yet. Try to call the "
+                "gradient with a batch first."
+            )
+        return diagnose(*self._last_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the seed and the count of the steps."""
+        return {"seed": self.seed, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.seed, self.step = int(state["seed"]), int(state["step"])
+
+    def __repr__(self) -> str:
+        loss = self.loss if isinstance(self.loss, nn.Module) else self.loss.__name__
+        return (
+            f"{type(self).__name__}({type(self.model).__name__}(...), {loss}, "
+            f"tangents={self.tangents}, aggregator={self.aggregator}, perturb={self.perturb}, "
+            f"seed={self.seed}, micro_batch={self.micro_batch!r})"
+        )
+
+
+def _perturbation(perturb: Literal["activations", "weights"] | Perturbation) -> Perturbation:
+    if perturb == "activations":
+        return Activations()
+    if perturb == "weights":
+        return Weights()
+    if isinstance(perturb, (Activations, Weights)):
+        return perturb
+    raise ValueError(
+        "`perturb` should be 'activations', 'weights', or an Activations or Weights object. Found "
+        f"{perturb!r}."
+    )
+
+
+def refuse_inference_mode() -> None:
+    """Raise inside ``torch.inference_mode()``."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "A gradient should be taken outside torch.inference_mode(), whose tensors can not be "
+            "recorded for the local step. Found it enabled. Try torch.no_grad() in its place."
+        )

@@ -1,0 +1,79 @@
+"""Losses per sample, and the reduction to the loss of the batch that the user means."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class PerSampleLoss:
+    """A loss as ``[B]`` numbers, whose mean or sum is the loss of the batch.
+
+    Args:
+        loss: A callable ``(output, target) -> [B]``, of which the mean is meant, or a loss module
+            of PyTorch, whose ``reduction`` is read.
+
+    Attributes:
+        reduction: Whether the loss of the batch is the mean or the sum.
+    """
+
+    def __init__(self, loss: Callable[[Any, Any], Tensor]) -> None:
+        self.reduction: Literal["mean", "sum"] = "mean"
+        self._function = loss
+        self._sums_elements = False
+        self._module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
+        if self._module:
+            stated = loss.reduction  # type: ignore[attr-defined]
+            self.reduction = "sum" if stated == "sum" else "mean"
+            self._sums_elements = stated in ("sum", "batchmean")
+            self._function = copy.copy(loss)
+            self._function.reduction = "none"  # type: ignore[attr-defined]
+
+    def scale(self, batch_size: int) -> float:
+        """What the sum over the samples is multiplied by to give the loss of the batch."""
+        return 1.0 if self.reduction == "sum" else 1.0 / batch_size
+
+    def correction(self, target: Any) -> float:
+        """B over what a weighted mean divides by, from the whole batch's target."""
+        if self.reduction == "sum" or not isinstance(
+            self._function, (nn.CrossEntropyLoss, nn.NLLLoss)
+        ):
+            return 1.0
+        if not isinstance(target, Tensor) or target.is_floating_point():
+            return 1.0
+        kept = target != self._function.ignore_index
+        weight = self._function.weight
+        if weight is None:
+            divisor = kept.sum()
+        else:
+            divisor = weight[torch.where(kept, target, 0)].mul(kept).sum()
+        return float(target.shape[0] / divisor)
+
+    def __call__(self, output: Any, target: Any, correction: float = 1.0) -> Tensor:
+        """The losses ``[b]`` of b samples."""
+        losses = self._function(output, target)
+        if not self._module:
+            _check_per_sample(losses)
+            return losses
+        if losses.ndim > 1:
+            rest = list(range(1, losses.ndim))
+            elements = self._sums_elements or isinstance(
+                self._function, (nn.CrossEntropyLoss, nn.NLLLoss)
+            )
+            losses = losses.sum(rest) if elements else losses.mean(rest)
+        return losses if correction == 1.0 else losses * correction
+
+
+def _check_per_sample(losses: Any) -> None:
+    if not isinstance(losses, Tensor) or losses.ndim != 1:
+        found = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else repr(losses)
+        raise ValueError(
+            "`loss` should return one number per sample, a tensor of shape [B]: directional "
+            f"derivatives are taken sample by sample. Found {found}. Try a loss module such as "
+            "torch.nn.CrossEntropyLoss(), or reduction='none' and a mean over all axes but the "
+            "first."
+        )

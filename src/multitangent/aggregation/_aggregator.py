@@ -1,0 +1,95 @@
+"""What an aggregator is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one sweep tells about the gradient, in the form that aggregators compute on.
+
+    Attributes:
+        gram: ``V V^T``, float64 ``[1 or B, K, K]``.
+        jvps: ``V grad f``, float64 ``[B, K]``.
+        dimension: n, the number of perturbed scalars.
+        precision: The relative precision of the directional derivatives as they were computed.
+    """
+
+    gram: Tensor
+    jvps: Tensor
+    dimension: int | None
+    precision: float
+
+
+class Aggregator(ABC):
+    """Turns K directional derivatives into the coefficients of a gradient ``g = V^T c``.
+
+    Aggregators see two small tensors, and never the tangents or the model. All algebra runs in
+    float64.
+    """
+
+    def __call__(self, gram: Tensor, jvps: Tensor, *, dimension: int | None = None) -> Tensor:
+        """The coefficients c.
+
+        Args:
+            gram: The Gram matrix ``V V^T`` of the tangents, ``[K, K]``, or ``[B, K, K]`` where
+                each sample has tangents of its own.
+            jvps: The directional derivatives ``V grad f``, ``[K]`` or ``[K, B]``.
+            dimension: n, the number of perturbed scalars, which `Rescaled` needs.
+
+        Returns:
+            The coefficients in float64, of the shape of `jvps`.
+
+        Raises:
+            ValueError: If the shapes do not fit each other or a value is not finite.
+        """
+        _check(gram, jvps)
+        measured = Measured(
+            gram=gram.double().reshape(-1, *gram.shape[-2:]),
+            jvps=jvps.double().reshape(jvps.shape[0], -1).T,
+            dimension=dimension,
+            precision=torch.finfo(jvps.dtype).eps,
+        )
+        return self._coefficients(measured).T.reshape(jvps.shape)
+
+    @abstractmethod
+    def _coefficients(self, measured: Measured) -> Tensor:
+        """The coefficients ``[B, K]``."""
+
+    def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
+        """``E |g|^2 / |grad f|^2`` for independent normal tangents.
+
+        Args:
+            num_tangents: K.
+            dimension: n.
+
+        Raises:
+            NotImplementedError: If there is no closed form.
+        """
+        raise NotImplementedError(
+            f"`Rescaled` should wrap an aggregator whose expected length is known in closed form. "
+            f"Found {self!r}. Try Sum, Mean or Projection."
+        )
+
+
+def _check(gram: Tensor, jvps: Tensor) -> None:
+    count = jvps.shape[0] if jvps.ndim else 0
+    samples = jvps.shape[1] if jvps.ndim == 2 else 1
+    shapes = ([count, count], [samples, count, count])
+    if jvps.ndim not in (1, 2) or list(gram.shape) not in shapes:
+        raise ValueError(
+            "`gram` should have the shape [K, K] or [B, K, K] and `jvps` [K] or [K, B], of the "
+            f"same tangents and samples. Found {list(gram.shape)} and {list(jvps.shape)}."
+        )
+    for name, value in (("gram", gram), ("jvps", jvps)):
+        if not value.isfinite().all():
+            raise ValueError(
+                f"`{name}` should be finite. Found {int((~value.isfinite()).sum())} of "
+                f"{value.numel()} values that are infinite or not a number. Try a lower learning "
+                "rate, or look for the layer whose output is not finite."
+            )

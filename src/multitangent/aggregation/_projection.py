@@ -1,0 +1,57 @@
+"""The orthogonal projection of the gradient onto the span of the tangents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multitangent.aggregation._aggregator import Aggregator, Measured
+
+
+@dataclass(frozen=True)
+class Projection(Aggregator):
+    """``c = G^+ d``: the closest gradient that the tangents allow (Definition 5, Eq. 9).
+
+    Exact when the gradient lies in the span of the tangents, so for K >= n independent ones.
+    The tangents are brought to equal length, then directions in which they hardly differ are left
+    out: dependent, duplicate and zero tangents are normal input.
+
+    Args:
+        rtol: Eigenvalues of the normalised Gram matrix below this fraction of the largest count
+            as zero. By default the larger of K times the rounding of float64 and the square of
+            100 times the precision of the directional derivatives, beyond which those are noise.
+
+    Examples:
+        >>> import torch
+        >>> tangents = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+        >>> coefficients = Projection()(tangents @ tangents.T, tangents @ torch.tensor([3.0, 4.0]))
+        >>> coefficients @ tangents.double()
+        tensor([3., 4.], dtype=torch.float64)
+    """
+
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rtol is not None and not 0 <= self.rtol < 1:
+            raise ValueError(f"`rtol` should be at least 0 and below 1. Found {self.rtol!r}.")
+
+    def _coefficients(self, measured: Measured) -> Tensor:
+        lengths = measured.gram.diagonal(dim1=-2, dim2=-1).sqrt()
+        unit = torch.where(lengths > 0, 1 / lengths, 0.0)
+        normalized = unit.unsqueeze(-1) * measured.gram * unit.unsqueeze(-2)
+        values, vectors = torch.linalg.eigh(normalized)
+        kept = values > self._tolerance(measured) * values[..., -1:]
+        inverse = torch.where(kept, 1 / values, 0.0)
+        within = (unit * measured.jvps).unsqueeze(-2) @ vectors  # [B, 1, K]
+        return ((within * inverse.unsqueeze(-2)) @ vectors.mT).squeeze(-2) * unit
+
+    def _tolerance(self, measured: Measured) -> float:
+        if self.rtol is not None:
+            return self.rtol
+        rounding = measured.gram.shape[-1] * torch.finfo(torch.float64).eps
+        return max(rounding, (100 * measured.precision) ** 2)
+
+    def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
+        return min(num_tangents / dimension, 1.0)

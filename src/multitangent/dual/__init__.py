@@ -1,0 +1,20 @@
+"""Dual tensors: a primal with K tangents, pushed through unmodified PyTorch code."""
+
+from multitangent.dual import _rules as _rules  # registers the rules
+from multitangent.dual._algebra import add, full_tangents, primal, tangents
+from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._part_of_batch import PartOfBatch
+from multitangent.dual._registry import FallbackWarning, has_rule, record_fallbacks, register_rule
+
+__all__ = [
+    "DualTensor",
+    "FallbackWarning",
+    "PartOfBatch",
+    "add",
+    "full_tangents",
+    "has_rule",
+    "primal",
+    "record_fallbacks",
+    "register_rule",
+    "tangents",
+]

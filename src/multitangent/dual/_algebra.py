@@ -1,0 +1,59 @@
+"""The few operations on tangents that rules are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from multitangent.dual._dual_tensor import DualTensor, expanded, with_rows
+
+
+def primal(x: Any) -> Any:
+    """The value of a dual tensor; anything else unchanged."""
+    return x.primal if type(x) is DualTensor else x
+
+
+def tangents(x: Any, ndim: int | None = None) -> Tensor | None:
+    """The tangents of `x`, ``None`` (zero) if it has none.
+
+    Args:
+        x: A dual tensor, or anything else.
+        ndim: Align with a result of that many axes, as broadcasting does: ``[K, 1, ..., *shape]``.
+    """
+    if type(x) is not DualTensor:
+        return None
+    t = x.tangents
+    if ndim is not None and t.ndim <= ndim:
+        t = t.reshape(t.shape[0], *[1] * (ndim + 1 - t.ndim), *t.shape[1:])
+    return t
+
+
+def full_tangents(x: Any, *axes: int) -> Tensor | None:
+    """The tangents of `x` with all axes, or the given axes of `x`, in their full size."""
+    if type(x) is not DualTensor:
+        return None
+    if not axes:
+        return expanded(x)
+    t, shape = x.tangents, x.primal.shape
+    sizes = [-1] * t.ndim
+    for axis in axes:
+        axis %= len(shape)
+        sizes[axis + 1] = shape[axis]
+    return t.expand(sizes)
+
+
+def add(*terms: Tensor | None) -> Tensor:
+    """The sum of tangents; ``None`` is zero, and so are rows that are missing at the end."""
+    present = [term for term in terms if term is not None]
+    total, *others = present
+    for term in others:
+        count = max(total.shape[0], term.shape[0])
+        total = with_rows(total, count) + with_rows(term, count)
+    return total
+
+
+def scaled(x: Any, factor: Any, ndim: int) -> Tensor | None:
+    """The tangents of `x` times a factor that broadcasts with a result of `ndim` axes."""
+    t = tangents(x, ndim)
+    return None if t is None else t * primal(factor)

@@ -1,0 +1,121 @@
+"""What happens when a PyTorch function meets a dual tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitangent.dual._dual_tensor import DualTensor, make_dual, make_view, primals
+from multitangent.dual._fallback import fallback
+from multitangent.dual._registry import PLAIN, RULES, VIEWS, Rule, function_name
+
+
+def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The value of a function of dual tensors: the primal once, the tangents by a rule."""
+    rule = RULES.get(func)
+    if func in PLAIN or (rule is None and func.__name__ == "__get__"):
+        return func(*primals(args), **primals(kwargs))
+    if kwargs.get("out") is not None:
+        raise NotImplementedError(
+            f"{function_name(func)} should return its result to carry tangents. Found `out=`. "
+            "Try the function without it."
+        )
+    if kwargs.pop("inplace", False):
+        return _in_place(func, args, kwargs)
+    if rule is None and _is_in_place(func):
+        return _in_place(_out_of_place(func), args, kwargs)
+    if func is Tensor.__setitem__:
+        return _in_place(set_item, args, kwargs)
+    if rule is None:
+        return fallback(func, args, kwargs)
+    out = func(*primals(args), **primals(kwargs))
+    with torch.no_grad():
+        tangents = rule(out, *args, **kwargs)
+    if func in VIEWS:
+        return _as_views(out, tangents, rule, args, kwargs)
+    return _pair(out, tangents)
+
+
+def _pair(out: Any, tangents: Any) -> Any:
+    """Dual tensors from primals and their tangents, one or a sequence of them."""
+    if isinstance(out, Tensor):
+        return out if tangents is None else make_dual(out, tangents)
+    items = [_pair(o, t) for o, t in zip(out, tangents, strict=True)]
+    return tuple(items) if type(out) is tuple else type(out)(items)
+
+
+def _as_views(
+    out: Any, tangents: Any, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    parent, *rest = args
+    if type(parent) is not DualTensor:
+        return _pair(out, tangents)
+
+    def view(item: Tensor, tangent: Tensor, index: int | None) -> Any:
+        if item is parent.primal:
+            return parent
+        if item._base is None and item.data_ptr() != parent.primal.data_ptr():
+            return make_dual(item, tangent)  # a copy, as `reshape` may have to make
+
+        def replay(full: Tensor) -> Tensor:
+            with torch.no_grad():
+                result = rule(out, make_dual(parent.primal, full), *rest, **kwargs)
+            tangents: Tensor = result if index is None else result[index]
+            return tangents
+
+        return make_view(item, tangent, parent, replay)
+
+    if isinstance(out, Tensor):
+        return view(out, tangents, None)
+    return tuple(view(o, t, i) for i, (o, t) in enumerate(zip(out, tangents, strict=True)))
+
+
+def set_item(target: Tensor, index: Any, value: Any) -> Tensor:
+    """``target[index] = value`` without changing `target`."""
+    result = target.clone()
+    result[index] = value
+    return result
+
+
+def _is_in_place(func: Callable[..., Any]) -> bool:
+    name = func.__name__
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
+    name = func.__name__.removesuffix("_")
+    for home in (Tensor, torch, torch.nn.functional):
+        if callable(twin := getattr(home, name, None)):
+            return twin  # type: ignore[no-any-return]
+    raise NotImplementedError(
+        f"{function_name(func)} should have a twin without the trailing underscore to carry "
+        f"tangents. Found none. Try an operation that is not in place."
+    )
+
+
+def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Compute out of place, then write into the first argument and all views of it."""
+    target = args[0]
+    if type(target) is not DualTensor:
+        raise RuntimeError(
+            f"{function_name(func)} should write into a tensor that carries tangents. Found an "
+            "ordinary tensor as the target of an in-place operation with a dual tensor, whose "
+            "tangents would be lost. Try `x.new_zeros(...)` or `torch.zeros_like(x)`, with `x` a "
+            "tensor inside the model, in place of `torch.zeros(...)`."
+        )
+    result = dispatch(func, args, kwargs)
+    if result.shape != target.primal.shape:
+        raise NotImplementedError(
+            f"{function_name(func)} should keep the shape of its target in place. Found "
+            f"{list(target.primal.shape)} becoming {list(result.shape)}. Try it out of place."
+        )
+    target.primal.copy_(primals(result))
+    with torch.no_grad():
+        if type(result) is DualTensor:
+            target.write(result.tangents)
+        else:
+            target.write(target.tangents.new_zeros(0, *[1] * target.primal.ndim))
+    return target

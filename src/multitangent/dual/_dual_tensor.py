@@ -1,0 +1,204 @@
+"""A tensor that carries K tangents through unmodified PyTorch code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class DualTensor(Tensor):
+    """A primal tensor together with K tangents of it.
+
+    ``tangents`` has the shape ``[K, *shape]``, where every axis after the first is either that of
+    the primal or 1: the tangent is then constant along it. A tangent that all samples share stays
+    ``[K, 1, ...]`` for as long as the operations allow. Functions of PyTorch that receive a dual
+    tensor return dual tensors: each computes its primal once and its K tangents by a rule, or
+    through `torch.func` where there is no rule (see `multitangent.dual.register_rule`).
+
+    Operands may carry different numbers of tangents: the missing last ones are zero.
+
+    Args:
+        primal: The value, any floating-point tensor ``[*shape]``.
+        tangents: Its tangents, ``[K, *shape]`` or with axes of size 1.
+
+    Raises:
+        TypeError: If the primal is not a real floating-point tensor.
+        ValueError: If the shape of the tangents does not fit the primal's.
+
+    Examples:
+        >>> x = DualTensor(torch.tensor([1.0, 2.0]), torch.eye(2))
+        >>> (x * x).sum().tangents
+        tensor([2., 4.])
+    """
+
+    # What a dual tensor is made of. Views remember the tensor they look into (`_parent`) and how
+    # (`_replay`), so that a write through one of them reaches all; `_writes` counts the writes and
+    # is shared by all views of one tensor.
+    _primal: Tensor
+    _tangents: Tensor
+    _parent: DualTensor | None
+    _replay: Callable[[Tensor], Tensor] | None
+    _writes: list[int]
+    _seen: int
+
+    @staticmethod
+    def __new__(cls, primal: Tensor, tangents: Tensor) -> DualTensor:
+        _check(primal, tangents)
+        return _make(primal, tangents)
+
+    def __init__(self, primal: Tensor, tangents: Tensor) -> None:
+        super().__init__()
+
+    @property
+    def primal(self) -> Tensor:
+        """The value, a plain tensor ``[*shape]``."""
+        return self._primal
+
+    @property
+    def tangents(self) -> Tensor:
+        """The tangents ``[K, *shape]``; axes along which they are constant may have size 1."""
+        if self._parent is not None and self._seen != self._writes[0]:
+            assert self._replay is not None
+            self._tangents = self._replay(expanded(self._parent))
+            self._seen = self._writes[0]
+        return self._tangents
+
+    def write(self, tangents: Tensor) -> None:
+        """Replace the tangents after the primal changed in place, through all views."""
+        self._writes[0] += 1
+        self._set(tangents)
+
+    def _set(self, tangents: Tensor) -> None:
+        if self._parent is not None:
+            assert self._replay is not None
+            grown = with_rows(expanded(self._parent), tangents.shape[0]).clone(
+                memory_format=torch.contiguous_format
+            )
+            self._replay(grown).copy_(tangents)
+            self._parent._set(grown)
+        self._tangents = tangents
+        self._seen = self._writes[0]
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        from multitangent.dual._dispatch import dispatch  # which needs this class
+
+        with torch._C.DisableTorchFunctionSubclass():
+            return dispatch(func, args, dict(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        raise NotImplementedError(
+            f"{func} should be reached through PyTorch's Python functions, where the tangents can "
+            "be carried along. Found a call that bypasses them, such as a compiled or scripted "
+            "function, or an operation with `out=`. Try the eager function without `out=`."
+        )
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"DualTensor({self._primal!r}, num_tangents={self._tangents.shape[0]})"
+
+
+def _make(primal: Tensor, tangents: Tensor) -> DualTensor:
+    dual: DualTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        DualTensor, primal.shape, dtype=primal.dtype, device=primal.device
+    )
+    dual._primal = primal
+    dual._tangents = tangents
+    dual._parent = None
+    dual._replay = None
+    dual._writes = [0]
+    dual._seen = 0
+    return dual
+
+
+def make_dual(primal: Tensor, tangents: Tensor) -> DualTensor:
+    """A dual tensor without the checks of the constructor, its tangents in the primal's dtype."""
+    if tangents.dtype != primal.dtype:
+        tangents = tangents.to(primal.dtype)
+    return _make(primal, tangents)
+
+
+def make_view(
+    primal: Tensor, tangents: Tensor, parent: DualTensor, replay: Callable[[Tensor], Tensor]
+) -> DualTensor:
+    """A dual tensor that looks into the memory of `parent`."""
+    view = make_dual(primal, tangents)
+    view._parent, view._replay = parent, replay
+    view._writes, view._seen = parent._writes, parent._writes[0]
+    return view
+
+
+def expanded(dual: DualTensor) -> Tensor:
+    """All tangents in the primal's full shape ``[K, *shape]``."""
+    tangents = dual.tangents
+    return tangents.expand(tangents.shape[0], *dual.primal.shape)
+
+
+def with_rows(tangents: Tensor, count: int) -> Tensor:
+    missing = count - tangents.shape[0]
+    if missing <= 0:
+        return tangents
+    return torch.cat([tangents, tangents.new_zeros(missing, *tangents.shape[1:])])
+
+
+def _check(primal: Tensor, tangents: Tensor) -> None:
+    if not primal.is_floating_point():
+        raise TypeError(
+            "`primal` should be a real floating-point tensor: only those have directional "
+            f"derivatives here. Found {primal.dtype}. Try `primal.float()`."
+        )
+    fits = tangents.ndim == primal.ndim + 1 and all(
+        size in (1, full) for size, full in zip(tangents.shape[1:], primal.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`tangents` should have the shape [K, *{list(primal.shape)}], or 1 in place of an "
+            f"axis after the first. Found {list(tangents.shape)}."
+        )
+
+
+def primals(value: Any) -> Any:
+    """Arguments with every dual tensor replaced by its primal."""
+    return map_duals(lambda dual: dual.primal, value)
+
+
+def map_duals(function: Callable[[DualTensor], Any], value: Any) -> Any:
+    """Arguments with every dual tensor replaced by the function's value for it."""
+    if isinstance(value, Tensor):
+        return function(value) if type(value) is DualTensor else value
+    if isinstance(value, tuple):
+        items = [map_duals(function, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [map_duals(function, item) for item in value]
+    if isinstance(value, dict):
+        return {key: map_duals(function, item) for key, item in value.items()}
+    return value
+
+
+def find_duals(value: Any) -> Iterator[DualTensor]:
+    """The dual tensors among arguments, in order."""
+    if isinstance(value, Tensor):
+        if type(value) is DualTensor:
+            yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from find_duals(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from find_duals(item)

@@ -1,0 +1,103 @@
+"""The readable twin of every rule: `torch.func.vmap` over `torch.func.jvp`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from multitangent.dual._dual_tensor import (
+    expanded,
+    find_duals,
+    make_dual,
+    map_duals,
+    primals,
+    with_rows,
+)
+from multitangent.dual._registry import FallbackWarning, function_name, record_fallback
+
+
+def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Any function of dual tensors, without a rule for it."""
+    inputs = list(find_duals((args, kwargs)))
+    random_state = torch.get_rng_state()  # a random function draws the same numbers twice
+    out = func(*primals(args), **primals(kwargs))
+    num_tangents = max((dual.tangents.shape[0] for dual in inputs), default=0)
+    if not _differentiable(out) or num_tangents == 0:
+        return _wrap(out, lambda index, item: item.new_zeros(0, *[1] * item.ndim))
+    name = function_name(func)
+    record_fallback(name)
+    warnings.warn(
+        f"{name} has no rule for tangents and falls back to torch.func: the result is right, but "
+        "slower than need be. `register_rule` adds a rule.",
+        FallbackWarning,
+        stacklevel=5,
+    )
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(random_state)
+        tangents = jvp_by_vmap(func, args, kwargs, num_tangents)
+    return _wrap(out, lambda index, item: tangents[index])
+
+
+def jvp_by_vmap(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], num_tangents: int
+) -> list[Tensor]:
+    """Tangents ``[K, *shape]`` of every floating-point output, in order."""
+    inputs = list(find_duals((args, kwargs)))
+
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        remaining = iter(values)
+        new_args, new_kwargs = map_duals(lambda _: next(remaining), (args, kwargs))
+        return tuple(_floating(func(*new_args, **new_kwargs)))
+
+    def along(*tangents: Tensor) -> Any:
+        points = tuple(dual.primal.detach() for dual in inputs)
+        return torch.func.jvp(function, points, tangents)[1]
+
+    rows = [with_rows(expanded(dual), num_tangents) for dual in inputs]
+    with _without_fused_kernels(func):
+        return list(torch.func.vmap(along, randomness="same")(*rows))
+
+
+@contextmanager
+def _without_fused_kernels(func: Callable[..., Any]) -> Iterator[None]:
+    """Fused attention and the fused LSTM have no forward derivative."""
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if func.__name__ == "lstm":
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        yield
+
+
+def _floating(out: Any) -> list[Tensor]:
+    if isinstance(out, Tensor):
+        return [out] if out.is_floating_point() else []
+    if isinstance(out, (tuple, list)):
+        return [tensor for item in out for tensor in _floating(item)]
+    return []
+
+
+def _differentiable(out: Any) -> bool:
+    return bool(_floating(out))
+
+
+def _wrap(out: Any, tangents: Callable[[int, Tensor], Tensor]) -> Any:
+    """The output with each of its floating-point tensors made dual."""
+    count = iter(range(len(_floating(out))))
+
+    def wrap(item: Any) -> Any:
+        if isinstance(item, Tensor) and item.is_floating_point():
+            return make_dual(item, tangents(next(count), item))
+        if isinstance(item, (tuple, list)):
+            items = [wrap(part) for part in item]
+            return type(item)(*items) if hasattr(item, "_fields") else type(item)(items)
+        return item
+
+    return wrap(out)

@@ -1,0 +1,74 @@
+"""One forward sweep over some samples of a batch, with random numbers that the split leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_DROPOUT: dict[Callable[..., Any], int] = {  # the axes, after the first, that share a mask
+    F.dropout: 0,
+    F.dropout1d: 1,
+    F.dropout2d: 2,
+    F.dropout3d: 3,
+}
+
+
+class PartOfBatch(TorchFunctionMode):
+    """Inside this block, dropout draws its masks for the whole batch and takes the rows it needs.
+
+    So all tangents of a sample share one mask, and neither the split into micro-batches nor a
+    second run of the same module changes it.
+
+    Args:
+        generator: Maps the count of the dropout call to a seeded generator on a device.
+        rows: The samples of the batch that this sweep carries.
+        batch_size: The number of samples of the whole batch.
+    """
+
+    def __init__(
+        self,
+        generator: Callable[[int, torch.device], torch.Generator],
+        rows: slice,
+        batch_size: int,
+    ) -> None:
+        super().__init__()
+        self.generator = generator
+        self.rows = rows
+        self.batch_size = batch_size
+        self.calls = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in _DROPOUT:
+            return self._dropout(_DROPOUT[func], *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _dropout(
+        self, shared: int, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        if not training or p == 0:
+            return x
+        shape = list(x.shape)
+        if shared:
+            shape[-shared:] = [1] * shared
+        if x.shape[0] == self.rows.stop - self.rows.start:
+            noise = self._noise([self.batch_size, *shape[1:]], x)[self.rows]
+        else:
+            noise = self._noise(shape, x)
+        mask = (noise >= p).to(x.dtype) * (1 / (1 - p) if p < 1 else 0.0)
+        return x.mul_(mask) if inplace else x * mask
+
+    def _noise(self, shape: list[int], like: Tensor) -> Tensor:
+        generator = self.generator(self.calls, like.device)
+        self.calls += 1
+        return torch.rand(shape, generator=generator, device=like.device)

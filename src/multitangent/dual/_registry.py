@@ -1,0 +1,116 @@
+"""The registry: which PyTorch function has which rule."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rule = Callable[..., Any]
+
+RULES: dict[Callable[..., Any], Rule] = {}
+VIEWS: set[Callable[..., Any]] = set()
+PLAIN: set[Callable[..., Any]] = set()
+
+
+def register_rule(
+    *functions: Callable[..., Any], overwrite: bool = False
+) -> Callable[[Rule], Rule]:
+    """Teach `DualTensor` how some PyTorch functions act on tangents.
+
+    The decorated rule is called as ``rule(out, *args, **kwargs)`` with the function's own
+    arguments, dual tensors among them, and ``out``, the function's value on the primals. It
+    returns the tangents of ``out``, ``[K, *out.shape]`` (axes of size 1 where they are constant),
+    or a sequence of those for a function with several outputs. `primal`, `tangents` and `add` of
+    `multitangent.dual` take the arguments apart. Rules run without autograd.
+
+    Args:
+        functions: The exact functions, as PyTorch hands them to ``__torch_function__``:
+            ``torch.sin`` and ``torch.Tensor.sin`` are two.
+        overwrite: Replace a rule that exists already.
+
+    Raises:
+        ValueError: If a function has a rule already and `overwrite` is false.
+
+    Examples:
+        >>> import torch
+        >>> from multitangent.dual import DualTensor, primal, register_rule, tangents
+        >>> @register_rule(torch.special.expit, overwrite=True)
+        ... def expit(out, x):
+        ...     return tangents(x) * (out * (1 - out))
+        >>> x = DualTensor(torch.zeros(2), torch.eye(2))
+        >>> torch.special.expit(x).tangents
+        tensor([[0.2500, 0.0000],
+                [0.0000, 0.2500]])
+    """
+
+    def register(rule: Rule) -> Rule:
+        for function in functions:
+            if function in RULES and not overwrite:
+                raise ValueError(
+                    f"`functions` should have no rule yet. Found one for {function_name(function)}."
+                    " Try `overwrite=True` to replace it."
+                )
+            RULES[function] = rule
+        return rule
+
+    return register
+
+
+def register_views(*functions: Callable[..., Any]) -> None:
+    """Mark functions, which have rules, as returning views of their first argument."""
+    VIEWS.update(functions)
+
+
+def register_plain(*functions: Callable[..., Any]) -> None:
+    """Mark functions whose results do not carry tangents: queries, comparisons, `detach`."""
+    PLAIN.update(functions)
+
+
+def has_rule(function: Callable[..., Any]) -> bool:
+    """Whether a function has a rule of its own, or needs none."""
+    return function in RULES or function in PLAIN
+
+
+class FallbackWarning(UserWarning):
+    """A function has no rule of its own: its tangents are right, but slower than need be."""
+
+
+class _Recorder(threading.local):
+    names: set[str] | None = None
+
+
+_recorder = _Recorder()
+
+
+def record_fallback(name: str) -> None:
+    """Note that a function fell back, for whoever records it."""
+    if _recorder.names is not None:
+        _recorder.names.add(name)
+
+
+class record_fallbacks:  # noqa: N801 (a context manager, used like a function)
+    """Collect the names of the functions that fall back inside a ``with`` block."""
+
+    def __enter__(self) -> set[str]:
+        self._outer = _recorder.names
+        _recorder.names = set()
+        return _recorder.names
+
+    def __exit__(self, *exception: object) -> None:
+        if self._outer is not None and _recorder.names is not None:
+            self._outer |= _recorder.names
+        _recorder.names = self._outer
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """A function's name as a reader would look it up."""
+    name = getattr(function, "__name__", repr(function))
+    if getattr(torch.nn.functional, name, None) is function:
+        return f"torch.nn.functional.{name}"
+    if getattr(torch, name, None) is function:
+        return f"torch.{name}"
+    return f"torch.Tensor.{name}" if hasattr(Tensor, name) else str(name)

@@ -1,0 +1,85 @@
+"""Linear layers and matrix products: K rows, or K·B, in one multiplication."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multitangent.dual._algebra import add, full_tangents, primal, tangents
+from multitangent.dual._registry import register_rule
+
+
+@register_rule(F.linear)
+def _linear(out: Tensor, x: Any, weight: Any, bias: Any = None) -> Tensor:
+    through = None
+    if (t := full_tangents(x, -1)) is not None:
+        through = F.linear(t, primal(weight))
+    return add(through, _of_weight(primal(x), weight), tangents(bias, out.ndim))
+
+
+def _of_weight(x: Tensor, weight: Any) -> Tensor | None:
+    t = full_tangents(weight)  # [K, out, in]
+    if t is None:
+        return None
+    # One product for all K: [rows, in] x [in, K out].
+    product = F.linear(x, t.reshape(-1, t.shape[-1]))
+    return product.unflatten(-1, (t.shape[0], -1)).movedim(-2, 0)
+
+
+@register_rule(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
+def _matmul(out: Tensor, x: Any, y: Any) -> Tensor:
+    return add(_left(x, primal(y), out), _right(primal(x), y, out))
+
+
+@register_rule(Tensor.__rmatmul__)
+def _matmul_reflected(out: Tensor, x: Any, y: Any) -> Tensor:
+    return _matmul(out, y, x)
+
+
+def _left(x: Any, y: Tensor, out: Tensor) -> Tensor | None:
+    """The tangents of ``x @ y`` through x."""
+    t = full_tangents(x, -1)
+    if t is None:
+        return None
+    if x.primal.ndim == 1:
+        t = t.unsqueeze(-2)
+    column = y.unsqueeze(-1) if y.ndim == 1 else y
+    product = torch.matmul(_lead(t, column.ndim), column)
+    return _drop(product, x.primal.ndim == 1, y.ndim == 1)
+
+
+def _right(x: Tensor, y: Any, out: Tensor) -> Tensor | None:
+    """The tangents of ``x @ y`` through y."""
+    t = full_tangents(y, -1 if y.primal.ndim == 1 else -2) if type(y) is not Tensor else None
+    if t is None:
+        return None
+    if y.primal.ndim == 1:
+        t = t.unsqueeze(-1)
+    row = x.unsqueeze(0) if x.ndim == 1 else x
+    product = torch.matmul(row, _lead(t, row.ndim))
+    return _drop(product, x.ndim == 1, y.primal.ndim == 1)
+
+
+def _lead(t: Tensor, ndim: int) -> Tensor:
+    """Tangents of a matrix, aligned with a batch of matrices of `ndim` axes."""
+    return t.reshape(t.shape[0], *[1] * (ndim + 1 - t.ndim), *t.shape[1:])
+
+
+def _drop(product: Tensor, row: bool, column: bool) -> Tensor:
+    """Take away the axes that stood in for those a vector does not have."""
+    if column:
+        product = product.squeeze(-1)
+        return product.squeeze(-1) if row else product
+    return product.squeeze(-2) if row else product
+
+
+@register_rule(torch.addmm, Tensor.addmm)
+def _addmm(out: Tensor, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    shift = tangents(bias, out.ndim)
+    dual = type(x) is not type(primal(x)) or type(y) is not type(primal(y))
+    return add(
+        None if shift is None else beta * shift, alpha * _matmul(out, x, y) if dual else None
+    )

@@ -1,0 +1,85 @@
+"""Functions of one number: the tangents are multiplied by the derivative."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multitangent.dual._algebra import tangents
+from multitangent.dual._registry import register_rule
+
+
+def _elementwise(*functions: Callable[..., Any], derivative: Callable[..., Tensor]) -> None:
+    """Register ``derivative(out, x, *args)`` of functions that act number by number."""
+
+    @register_rule(*functions)
+    def _rule(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+        t = tangents(x)
+        return None if t is None else t * derivative(out, x.primal, *args, **kwargs)
+
+
+_elementwise(torch.exp, Tensor.exp, derivative=lambda y, x: y)
+_elementwise(torch.expm1, Tensor.expm1, derivative=lambda y, x: y + 1)
+_elementwise(torch.log, Tensor.log, derivative=lambda y, x: 1 / x)
+_elementwise(torch.log1p, Tensor.log1p, derivative=lambda y, x: 1 / (1 + x))
+_elementwise(torch.sqrt, Tensor.sqrt, derivative=lambda y, x: 0.5 / y)
+_elementwise(torch.rsqrt, Tensor.rsqrt, derivative=lambda y, x: -0.5 * y / x)
+_elementwise(torch.reciprocal, Tensor.reciprocal, derivative=lambda y, x: -y * y)
+_elementwise(torch.square, Tensor.square, derivative=lambda y, x: 2 * x)
+_elementwise(torch.abs, Tensor.abs, derivative=lambda y, x: torch.sign(x))
+_elementwise(torch.sin, Tensor.sin, derivative=lambda y, x: torch.cos(x))
+_elementwise(torch.cos, Tensor.cos, derivative=lambda y, x: -torch.sin(x))
+_elementwise(torch.tanh, Tensor.tanh, F.tanh, derivative=lambda y, x: 1 - y * y)
+_elementwise(torch.sigmoid, Tensor.sigmoid, F.sigmoid, derivative=lambda y, x: y * (1 - y))
+_elementwise(torch.relu, Tensor.relu, F.relu, derivative=lambda y, x: (y > 0).to(y.dtype))
+
+
+@register_rule(F.leaky_relu)
+def _leaky_relu(out: Tensor, x: Any, negative_slope: float = 0.01) -> Tensor:
+    slope = torch.where(x.primal > 0, 1.0, negative_slope)
+    return x.tangents * slope.to(out.dtype)
+
+
+@register_rule(F.silu)
+def _silu(out: Tensor, x: Any) -> Tensor:
+    gate = torch.sigmoid(x.primal)
+    return x.tangents * (gate + out * (1 - gate))
+
+
+@register_rule(F.gelu)
+def _gelu(out: Tensor, x: Any, approximate: str = "none") -> Tensor:
+    z = x.primal
+    if approximate == "none":
+        cumulative = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
+        density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+        return x.tangents * (cumulative + z * density)
+    scale = math.sqrt(2 / math.pi)
+    bend = torch.tanh(scale * (z + 0.044715 * z**3))
+    slope = scale * (1 + 3 * 0.044715 * z * z)
+    return x.tangents * (0.5 * (1 + bend) + 0.5 * z * (1 - bend * bend) * slope)
+
+
+@register_rule(F.softplus)
+def _softplus(out: Tensor, x: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    z = x.primal * beta
+    return x.tangents * torch.where(z > threshold, torch.ones_like(z), torch.sigmoid(z))
+
+
+@register_rule(torch.clamp, Tensor.clamp)
+def _clamp(out: Tensor, x: Any, min: Any = None, max: Any = None) -> Tensor:
+    if any(type(bound) is type(x) for bound in (min, max)):
+        raise NotImplementedError(
+            "`min` and `max` of clamp should not carry tangents. Found a bound that depends on a "
+            "perturbed value. Try torch.minimum or torch.maximum."
+        )
+    inside = torch.ones_like(out, dtype=torch.bool)
+    if min is not None:
+        inside &= x.primal >= min
+    if max is not None:
+        inside &= x.primal <= max
+    return x.tangents.reshape(-1, *[1] * (out.ndim - x.primal.ndim), *x.tangents.shape[1:]) * inside

@@ -1,0 +1,83 @@
+"""Indexing, writing by index, and choosing by a condition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitangent.dual._algebra import add, full_tangents, primal, tangents
+from multitangent.dual._dispatch import set_item
+from multitangent.dual._dual_tensor import with_rows
+from multitangent.dual._fallback import jvp_by_vmap
+from multitangent.dual._registry import register_rule, register_views
+
+
+def _is_advanced(index: Any) -> bool:
+    return isinstance(index, (list, bool)) or (isinstance(index, Tensor) and index.ndim > 0)
+
+
+def _moves_axes(index: tuple[Any, ...]) -> bool:
+    """Whether advanced indices stand apart, so that PyTorch puts their axes first of all."""
+    places = [place for place, item in enumerate(index) if _is_advanced(item)]
+    return bool(places) and places[-1] - places[0] >= len(places)
+
+
+@register_rule(Tensor.__getitem__)
+def _get_item(out: Tensor, x: Any, index: Any) -> Tensor:
+    items = index if isinstance(index, tuple) else (index,)
+    if _moves_axes(items):
+        return jvp_by_vmap(Tensor.__getitem__, (x, index), {}, x.tangents.shape[0])[0]
+    t: Any = x.tangents
+    if not (t.shape[1:2] == (1,) and isinstance(items[0], slice) and items[0] == slice(None)):
+        t = full_tangents(x)
+    elif t.shape[2:] != x.primal.shape[1:]:
+        t = full_tangents(x, *range(1, x.primal.ndim))
+    result: Tensor = t[(slice(None), *items)]
+    return result
+
+
+register_views(Tensor.__getitem__)
+
+
+@register_rule(set_item)
+def _set_item(out: Tensor, x: Any, index: Any, value: Any) -> Tensor:
+    items = index if isinstance(index, tuple) else (index,)
+    rows = [d.tangents.shape[0] for d in (x, value) if type(d) is not type(primal(d))]
+    count = max(rows)
+    if _moves_axes(items):
+        return jvp_by_vmap(set_item, (x, index, value), {}, count)[0]
+    target, source = full_tangents(x), full_tangents(value)
+    written = (
+        out.new_zeros(count, *out.shape) if target is None else with_rows(target, count).clone()
+    )
+    place = (slice(None), *items)
+    if source is None:
+        written[place] = 0
+        return written
+    slot_ndim = written[place].ndim
+    source = with_rows(source, count)
+    written[place] = source.reshape(count, *[1] * (slot_ndim - source.ndim), *source.shape[1:])
+    return written
+
+
+@register_rule(torch.where)
+def _where(out: Tensor, condition: Tensor, x: Any, y: Any) -> Tensor:
+    # Chosen, not multiplied by the condition: the other side may be infinite.
+    zero = out.new_zeros(())
+    chosen, other = tangents(x, out.ndim), tangents(y, out.ndim)
+    return add(
+        None if chosen is None else torch.where(condition, chosen, zero),
+        None if other is None else torch.where(condition, zero, other),
+    )
+
+
+@register_rule(Tensor.where)
+def _where_method(out: Tensor, x: Any, condition: Tensor, y: Any) -> Tensor:
+    return _where(out, condition, x, y)
+
+
+@register_rule(torch.masked_fill, Tensor.masked_fill)
+def _masked_fill(out: Tensor, x: Any, mask: Tensor, value: Any) -> Tensor:
+    return _where(out, mask, value, x)

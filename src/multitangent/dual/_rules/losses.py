@@ -1,0 +1,85 @@
+"""Cross-entropy and mean squared error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multitangent.dual._algebra import add, full_tangents, scaled
+from multitangent.dual._registry import register_rule
+
+
+@register_rule(F.cross_entropy)
+def _cross_entropy(
+    out: Tensor,
+    x: Any,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    logits = x.primal
+    classes = 0 if logits.ndim == 1 else 1
+    wanted, total = _wanted(logits, target, classes, weight, ignore_index, label_smoothing)
+    # The loss is -sum(wanted * log_softmax): its gradient is softmax * sum(wanted) - wanted.
+    gradient = logits.softmax(classes) * wanted.sum(classes, keepdim=True) - wanted
+    along = (full_tangents(x, classes) * gradient).sum(classes + 1)  # type: ignore[operator]
+    if reduction == "none":
+        return along
+    along = along.expand(along.shape[0], *gradient.select(classes, 0).shape)
+    summed = along.sum(list(range(1, along.ndim))) if along.ndim > 1 else along
+    return summed if reduction == "sum" else summed / total
+
+
+def _wanted(
+    logits: Tensor,
+    target: Tensor,
+    classes: int,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor | float]:
+    """The weights of the log-probabilities in the loss, and what its mean divides by."""
+    count = logits.shape[classes]
+    shape = [1] * logits.ndim
+    shape[classes] = count
+    scale = torch.ones_like(logits[:1]) if weight is None else weight.reshape(shape)
+    if target.is_floating_point():  # class probabilities
+        smoothed = target * (1 - label_smoothing) + label_smoothing / count
+        return smoothed * scale, float(logits.numel() // count)
+    kept = target != ignore_index
+    index = torch.where(kept, target, torch.zeros_like(target)).unsqueeze(classes)
+    one_hot = torch.zeros_like(logits).scatter_(classes, index, 1.0)
+    of_target = (one_hot * scale).sum(classes) * kept
+    wanted = one_hot * scale * (1 - label_smoothing) + scale * label_smoothing / count
+    return wanted * kept.unsqueeze(classes), of_target.sum()
+
+
+@register_rule(F.mse_loss)
+def _mse_loss(
+    out: Tensor,
+    x: Any,
+    y: Any,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    from multitangent.dual._algebra import primal
+
+    difference = 2 * (primal(x) - primal(y))
+    if weight is not None:
+        difference = difference * weight
+    along = add(scaled(x, difference, difference.ndim), scaled(y, -difference, difference.ndim))
+    if reduction == "none":
+        return along
+    summed = along.expand(along.shape[0], *difference.shape).flatten(1).sum(1)
+    if reduction == "sum":
+        return summed
+    return summed / (difference.numel() if weight is None else weight.expand_as(difference).sum())

@@ -1,0 +1,187 @@
+"""Shape operations: the tangents take the same way, one axis further back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitangent.dual._algebra import full_tangents
+from multitangent.dual._dual_tensor import DualTensor, with_rows
+from multitangent.dual._registry import register_rule, register_views
+
+
+def _reshaped(out: Tensor, x: DualTensor) -> Tensor:
+    """Tangents of a reshaped tensor; one shared by the batch stays shared if the batch axis does."""
+    t, shape = x.tangents, x.primal.shape
+    if t.shape[1:] == shape:
+        return t.reshape(t.shape[0], *out.shape)
+    keeps_batch = shape[:1] == out.shape[:1] and t.shape[2:] == shape[1:] and len(shape) > 0
+    if keeps_batch:
+        return t.reshape(t.shape[0], 1, *out.shape[1:])
+    return t.expand(t.shape[0], *shape).reshape(t.shape[0], *out.shape)
+
+
+@register_rule(
+    torch.reshape,
+    Tensor.reshape,
+    Tensor.view,
+    Tensor.view_as,
+    Tensor.reshape_as,
+    torch.flatten,
+    Tensor.flatten,
+    torch.ravel,
+    Tensor.ravel,
+    torch.unflatten,
+    Tensor.unflatten,
+)
+def _reshape(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return _reshaped(out, x)
+
+
+def _axis(x: DualTensor, dim: int) -> int:
+    """An axis of the tangents, from an axis of the primal."""
+    return dim % x.primal.ndim + 1
+
+
+def _flat(items: Sequence[Any]) -> list[int]:
+    """Axes or sizes given one by one or as one sequence."""
+    return list(items[0] if len(items) == 1 and isinstance(items[0], Sequence) else items)
+
+
+@register_rule(torch.unsqueeze, Tensor.unsqueeze)
+def _unsqueeze(out: Tensor, x: Any, dim: int) -> Tensor:
+    t: Tensor = x.tangents.unsqueeze(dim % out.ndim + 1)
+    return t
+
+
+@register_rule(torch.squeeze, Tensor.squeeze)
+def _squeeze(out: Tensor, x: Any, dim: Any = None) -> Tensor:
+    shape = x.primal.shape
+    chosen = range(len(shape)) if dim is None else [dim] if isinstance(dim, int) else dim
+    axes = [_axis(x, axis) for axis in chosen if len(shape) and shape[axis] == 1]
+    t: Tensor = x.tangents.squeeze(axes)
+    return t
+
+
+@register_rule(
+    torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes,
+    torch.swapdims, Tensor.swapdims,
+)  # fmt: skip
+def _transpose(out: Tensor, x: Any, dim0: int, dim1: int) -> Tensor:
+    t: Tensor = x.tangents.transpose(_axis(x, dim0), _axis(x, dim1))
+    return t
+
+
+@register_rule(torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__)  # type: ignore[attr-defined]
+def _matrix_transpose(out: Tensor, x: Any) -> Tensor:
+    t: Tensor = x.tangents
+    return t if x.primal.ndim < 2 else t.transpose(-1, -2)
+
+
+@register_rule(torch.permute, Tensor.permute)
+def _permute(out: Tensor, x: Any, *dims: Any) -> Tensor:
+    t: Tensor = x.tangents.permute(0, *[_axis(x, dim) for dim in _flat(dims)])
+    return t
+
+
+@register_rule(torch.movedim, Tensor.movedim, torch.moveaxis, Tensor.moveaxis)
+def _movedim(out: Tensor, x: Any, source: Any, destination: Any) -> Tensor:
+    def axes(dim: Any) -> list[int]:
+        return [_axis(x, axis) for axis in ([dim] if isinstance(dim, int) else dim)]
+
+    t: Tensor = x.tangents.movedim(axes(source), axes(destination))
+    return t
+
+
+@register_rule(torch.narrow, Tensor.narrow)
+def _narrow(out: Tensor, x: Any, dim: int, start: int, length: int) -> Tensor:
+    t = full_tangents(x, dim)
+    return t.narrow(_axis(x, dim), start, length)  # type: ignore[union-attr]
+
+
+@register_rule(torch.select, Tensor.select)
+def _select(out: Tensor, x: Any, dim: int, index: int) -> Tensor:
+    t = full_tangents(x, dim)
+    return t.select(_axis(x, dim), index)  # type: ignore[union-attr]
+
+
+@register_rule(Tensor.expand)
+def _expand(out: Tensor, x: Any, *sizes: Any) -> Tensor:
+    t: Tensor = x.tangents
+    return t.reshape(t.shape[0], *[1] * (out.ndim - x.primal.ndim), *t.shape[1:])
+
+
+@register_rule(Tensor.expand_as)
+def _expand_as(out: Tensor, x: Any, other: Tensor) -> Tensor:
+    return _expand(out, x)
+
+
+@register_rule(torch.unbind, Tensor.unbind)
+def _unbind(out: Any, x: Any, dim: int = 0) -> Any:
+    return full_tangents(x, dim).unbind(_axis(x, dim))  # type: ignore[union-attr]
+
+
+@register_rule(torch.chunk, Tensor.chunk)
+def _chunk(out: Any, x: Any, chunks: int, dim: int = 0) -> Any:
+    sizes = [piece.shape[dim] for piece in out]
+    return full_tangents(x, dim).split(sizes, _axis(x, dim))  # type: ignore[union-attr]
+
+
+@register_rule(torch.split, Tensor.split)
+def _split(out: Any, x: Any, split_size_or_sections: Any, dim: int = 0) -> Any:
+    return _chunk(out, x, 0, dim)
+
+
+@register_rule(torch.clone, Tensor.clone)
+def _clone(out: Tensor, x: Any, *, memory_format: Any = None) -> Tensor:
+    t: Tensor = x.tangents  # tangents are never written in place, so there is nothing to copy
+    return t
+
+
+@register_rule(Tensor.contiguous)
+def _contiguous(out: Tensor, x: Any, memory_format: Any = None) -> Tensor:
+    t: Tensor = x.tangents
+    return t
+
+
+@register_rule(Tensor.to, Tensor.type_as, Tensor.double, Tensor.float, Tensor.half, Tensor.bfloat16)
+def _to(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    t: Tensor = x.tangents
+    return t.to(out.device, out.dtype) if out.is_floating_point() else None
+
+
+def _joined(tensors: Sequence[Any], out: Tensor, join: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    """Tangents of tensors put together, zeros for those that have none."""
+    count = max(x.tangents.shape[0] for x in tensors if type(x) is DualTensor)
+    parts = []
+    for x in tensors:
+        t = full_tangents(x)
+        parts.append(out.new_zeros(count, *x.shape) if t is None else with_rows(t, count))
+    return join(parts)
+
+
+@register_rule(torch.cat, torch.concat, torch.concatenate)
+def _cat(out: Tensor, tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    return _joined(tensors, out, lambda parts: torch.cat(parts, dim % out.ndim + 1))
+
+
+@register_rule(torch.stack)
+def _stack(out: Tensor, tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    return _joined(tensors, out, lambda parts: torch.stack(parts, dim % out.ndim + 1))
+
+
+register_views(
+    torch.reshape, Tensor.reshape, Tensor.view, Tensor.view_as, Tensor.reshape_as,
+    torch.flatten, Tensor.flatten, torch.ravel, Tensor.ravel, torch.unflatten, Tensor.unflatten,
+    torch.unsqueeze, Tensor.unsqueeze, torch.squeeze, Tensor.squeeze,
+    torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes,
+    torch.swapdims, Tensor.swapdims, torch.t, Tensor.t,
+    Tensor.T.__get__, Tensor.mT.__get__,  # type: ignore[attr-defined]
+    torch.permute, Tensor.permute, torch.movedim, Tensor.movedim,
+    torch.moveaxis, Tensor.moveaxis, torch.narrow, Tensor.narrow,
+    torch.select, Tensor.select, Tensor.expand, Tensor.expand_as, torch.unbind, Tensor.unbind,
+    torch.chunk, Tensor.chunk, torch.split, Tensor.split, Tensor.contiguous, Tensor.to,
+)  # fmt: skip

@@ -1,0 +1,228 @@
+"""Activity perturbation: the tangents are directions in the space of the layers' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from multitangent._batch import Part, call_model
+from multitangent.dual import DualTensor, add, primal
+from multitangent.dual import tangents as tangents_of
+from multitangent.perturbation._pull import LocalPull
+from multitangent.perturbation._setting import Setting, Sweep, split_dual
+from multitangent.perturbation._sites import Site, find_sites, observed
+from multitangent.tangents import Tangents
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Perturb the outputs of layers; n is their total size for one sample.
+
+    The directional derivatives are those of each sample's loss, ``[K, B]``. They give a gradient
+    of each sample's activations, from which the gradients of a layer's own parameters follow
+    inside that layer (Section IV).
+
+    Args:
+        sites: The names of the modules whose outputs are perturbed. By default, for an
+            ``nn.Sequential`` each child with trainable parameters together with the parameter-free
+            ones after it, otherwise every leaf module with trainable parameters.
+        share: ``"batch"`` gives all samples the same tangents, as the paper does and at the least
+            cost, ``"sample"`` each its own.
+        output: ``"perturbed"`` perturbs the model's output as any other site, ``"exact"`` takes
+            the loss's own derivative there; the last site must then end in the model's output.
+        recompute: Run a layer again for its local step, instead of keeping its local graph.
+
+    Raises:
+        ValueError: If an option is unknown; when bound to a model, if a site is unknown, sites lie
+            inside one another or a trainable parameter lies outside all of them.
+
+    Examples:
+        >>> Activations(share="sample")
+        Activations(sites=None, share='sample', output='perturbed', recompute=False)
+    """
+
+    sites: Sequence[str] | None = None
+    share: Literal["batch", "sample"] = "batch"
+    output: Literal["perturbed", "exact"] = "perturbed"
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("share", ("batch", "sample")), ("output", ("perturbed", "exact"))):
+            if (found := getattr(self, name)) not in known:
+                raise ValueError(f"`{name}` should be one of {known}. Found {found!r}.")
+
+    def bind(self, model: nn.Module) -> Callable[[Setting, list[Part]], Iterator[Sweep]]:
+        sites = find_sites(model, self.sites)
+
+        def sweeps(setting: Setting, parts: list[Part]) -> Iterator[Sweep]:
+            for part in parts:
+                yield _ActivationSweep(self, setting, part, sites)
+
+        return sweeps
+
+
+class _ActivationSweep:
+    """One part of the batch, pushed through the model with tangents injected at every site."""
+
+    def __init__(
+        self, options: Activations, setting: Setting, part: Part, sites: Sequence[Site]
+    ) -> None:
+        self.tangents = Tangents()
+        self._options = options
+        self._setting = setting
+        self._part = part
+        self._sites = sites
+        self._pull = LocalPull(sites, recompute=options.recompute)
+        self._last: Tensor | None = None
+
+    def push(self) -> tuple[Tensor, Tensor]:
+        losses = self._sweep(self._inject)
+        return split_dual(losses, self._part.size)
+
+    def backpropagate(self) -> tuple[Tensor, Tensor]:
+        losses = self._sweep(lambda value, block: value)  # draws the tangents, records the layers
+        gradients = self._true_gradients()
+        jvps = sum(
+            torch.einsum("kbn,bn->kb", block.flatten(2).expand(-1, len(g), -1), g.flatten(1))
+            if block.shape[1] > 1
+            else block.flatten(1) @ g.flatten(1).mT
+            for block, g in zip(self.tangents.blocks.values(), gradients, strict=True)
+        )
+        assert isinstance(jvps, Tensor)
+        return losses, jvps
+
+    def pull(self, coefficients: Tensor) -> None:
+        gradients = self.tangents.combine(coefficients)
+        if self._options.output == "exact":
+            gradients[self._pull.last_name] = self._gradient_of_output()
+        self._pull(
+            gradients,
+            self._setting.scale(self._part),
+            lambda calls: self._setting.part_of_batch(self._part, calls),
+        )
+
+    def _sweep(self, inject: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Run the model, drawing tangents and recording the layer at every site."""
+        observer = _Observer(self, inject)
+        with torch.no_grad(), self._setting.part_of_batch(self._part) as observer.mode:
+            with observed(self._sites, observer):
+                output = call_model(self._setting.model, self._part.inputs)
+            if self._options.output == "exact":
+                self._check_last(output)
+            return self._setting.losses(output, self._part)
+
+    def _inject(self, value: Tensor, block: Tensor) -> Tensor:
+        """The value with the block's tangents added to those that reached it."""
+        return DualTensor(primal(value), add(tangents_of(value), block))
+
+    def _draw(self, name: str, value: Tensor) -> Tensor:
+        part = self._part
+        if value.ndim == 0 or value.shape[0] != part.size:
+            raise ValueError(
+                f"`sites` should have outputs whose first axis is the batch, here {part.size}. "
+                f"Found shape {list(value.shape)} at {name!r}. Try `Activations(sites=[...])` with "
+                "modules around it, or `perturb='weights'`."
+            )
+        samples = range(part.rows.start, part.rows.stop)
+        own = samples if self._options.share == "sample" else None
+        return self._setting.draw(
+            self.tangents, name, primal(value), tuple(value.shape[1:]), own, part.target
+        )
+
+    def _check_last(self, output: Any) -> None:
+        if self._last is None or not isinstance(output, Tensor) or primal(output) is not self._last:
+            raise ValueError(
+                "`output='exact'` needs a model whose output is that of its last site. Found "
+                "other operations behind it. Try `output='perturbed'`, or `sites=[...]` with a "
+                "last site that ends in the model's output."
+            )
+
+    def _gradient_of_output(self) -> Tensor:
+        """The loss's own derivative with respect to the model's output, ``[b, *shape]``."""
+        assert self._last is not None
+        with torch.enable_grad(), self._setting.part_of_batch(self._part):
+            output = self._last.detach().requires_grad_()
+            return torch.autograd.grad(self._setting.losses(output, self._part).sum(), output)[0]
+
+    def _true_gradients(self) -> list[Tensor]:
+        """The gradients with respect to all perturbed values, by backpropagation."""
+        watch = _Watch()
+        with (
+            torch.enable_grad(),
+            self._setting.part_of_batch(self._part),
+            observed(self._sites, watch),
+        ):
+            output = call_model(self._setting.model, self._part.inputs)
+            total = self._setting.losses(output, self._part).sum()
+        watched = watch.offsets
+        if self._options.output == "exact":
+            watched = watched[:-1]
+        gradients = torch.autograd.grad(total, watched, allow_unused=True)
+        return [
+            torch.zeros_like(w) if g is None else g for w, g in zip(watched, gradients, strict=True)
+        ]
+
+
+class _Observer:
+    """Draws and injects tangents at every site, and records the layer for its local step."""
+
+    def __init__(self, sweep: _ActivationSweep, inject: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._sweep = sweep
+        self._inject = inject
+        self._active: Site | None = None
+        self.mode: Any = None
+
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._active = site
+        self._sweep._pull.enter(site, args, kwargs, self.mode.calls)
+
+    def leave(self, site: Site, output: Any) -> Any:
+        if site is not self._active:
+            return output
+        self._active = None
+        sweep = self._sweep
+        exact = sweep._options.output == "exact" and site is sweep._sites[-1]
+
+        def replace(value: Any) -> Any:
+            if not (isinstance(value, Tensor) and value.is_floating_point()):
+                return value
+            name = sweep._pull.leave(site, primal(value))
+            detached = primal(value).detach()
+            if isinstance(value, DualTensor):
+                detached = DualTensor(detached, value.tangents)
+            sweep._last = primal(detached)
+            return detached if exact else self._inject(detached, sweep._draw(name, detached))
+
+        with torch.no_grad():
+            replaced = pytree.tree_map(replace, output)
+        sweep._pull.close()
+        return replaced
+
+
+class _Watch:
+    """Adds a zero to the output of every site, whose gradient is the activation gradient."""
+
+    def __init__(self) -> None:
+        self.offsets: list[Tensor] = []
+        self._active: Site | None = None
+
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._active = site
+
+    def leave(self, site: Site, output: Any) -> Any:
+        if site is not self._active:
+            return output
+        self._active = None
+
+        def replace(value: Any) -> Any:
+            if not (isinstance(value, Tensor) and value.is_floating_point()):
+                return value
+            self.offsets.append(torch.zeros_like(value, requires_grad=True))
+            return value + self.offsets[-1]
+
+        return pytree.tree_map(replace, output)

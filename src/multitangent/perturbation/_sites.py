@@ -1,0 +1,136 @@
+"""Sites: the places in a model whose outputs are perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Site:
+    """One or several modules that run one after another, and are one layer to the perturbation.
+
+    Attributes:
+        name: The name of the first module in the model.
+        modules: The modules in the order in which they run.
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters of the site, each once."""
+        found = {id(p): p for m in self.modules for p in m.parameters() if p.requires_grad}
+        return list(found.values())
+
+
+class Observer(Protocol):
+    """Who is told when a sweep reaches and leaves a site."""
+
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the first module of a site runs."""
+
+    def leave(self, site: Site, output: Any) -> Any:
+        """After the last module ran; returns what goes on through the model."""
+
+
+@contextmanager
+def observed(sites: Sequence[Site], observer: Observer) -> Iterator[None]:
+    """Call `observer` at every site, for the duration of a ``with`` block."""
+    handles = []
+    try:
+        for site in sites:
+            handles.append(
+                site.modules[0].register_forward_pre_hook(
+                    lambda module, args, kwargs, site=site: observer.enter(site, args, kwargs),
+                    with_kwargs=True,
+                )
+            )
+            handles.append(
+                site.modules[-1].register_forward_hook(
+                    lambda module, args, output, site=site: observer.leave(site, output)
+                )
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_sites(model: nn.Module, names: Sequence[str] | None) -> list[Site]:
+    """The sites of a model: the named ones, or the default.
+
+    By default, for an ``nn.Sequential`` each child with trainable parameters together with the
+    parameter-free ones after it, otherwise every leaf module with trainable parameters.
+
+    Raises:
+        ValueError: If a name is unknown, a site lies inside another, there is none, or a trainable
+            parameter lies outside all of them.
+    """
+    if names is not None:
+        sites = [Site(name, (_module(model, name),)) for name in names]
+    elif isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
+        sites = _groups(model)
+    else:
+        sites = [
+            Site(name, (module,))
+            for name, module in model.named_modules()
+            if not any(True for _ in module.children()) and _is_trainable(module)
+        ]
+    _check(model, sites)
+    return sites
+
+
+def _is_trainable(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _groups(model: nn.Sequential) -> list[Site]:
+    groups: list[tuple[str, list[nn.Module]]] = []
+    for name, child in model._modules.items():  # a module may stand in several places
+        assert child is not None
+        if _is_trainable(child):
+            groups.append((name, [child]))
+        elif groups:
+            groups[-1][1].append(child)
+    return [Site(name, tuple(modules)) for name, modules in groups]
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    known = dict(model.named_modules())
+    if name not in known:
+        raise ValueError(
+            f"`sites` should name modules of the model. Found {name!r}, which is none of "
+            f"{sorted(known)}."
+        )
+    return known[name]
+
+
+def _check(model: nn.Module, sites: Sequence[Site]) -> None:
+    owner: dict[int, str] = {}
+    for site in sites:
+        for module in {id(m): m for part in site.modules for m in part.modules()}.values():
+            if next(module.parameters(recurse=False), None) is None:
+                continue
+            if owner.setdefault(id(module), site.name) != site.name:
+                raise ValueError(
+                    "`sites` should not lie inside one another. Found a module that belongs to "
+                    f"both {owner[id(module)]!r} and {site.name!r}."
+                )
+    covered = {id(parameter) for site in sites for parameter in site.parameters()}
+    outside = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in covered]
+    if outside:
+        raise ValueError(
+            "`sites` should contain every trainable parameter. Found outside of them: "
+            f"{', '.join(outside)}. Try `Activations(sites=[...])` with the modules that use "
+            "them, or freeze them with `requires_grad_(False)`."
+        )
+    if not sites:
+        raise ValueError(
+            "`model` should have trainable parameters. Found none: nothing would be trained. Try "
+            "`requires_grad_(True)` on the parameters that should be."
+        )

@@ -1,0 +1,22 @@
+"""Tangents: the sources they come from, and the blocks they are held in."""
+
+from multitangent.tangents._basis import StandardBasis
+from multitangent.tangents._blocks import Tangents
+from multitangent.tangents._mixed import Cone, Normalized, Orthogonal, Sphere
+from multitangent.tangents._random import Normal, Rademacher
+from multitangent.tangents._source import Request, TangentSource
+from multitangent.tangents._stream import Stream
+
+__all__ = [
+    "Cone",
+    "Normal",
+    "Normalized",
+    "Orthogonal",
+    "Rademacher",
+    "Request",
+    "Sphere",
+    "StandardBasis",
+    "Stream",
+    "TangentSource",
+    "Tangents",
+]

@@ -1,0 +1,66 @@
+"""Tangents with independent random entries of mean 0 and variance 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from multitangent.tangents._source import Request, TangentSource, check_count, draw_independent
+
+
+@dataclass(frozen=True)
+class Normal(TangentSource):
+    """K independent tangents ``v ~ N(0, I)``: the paper's choice (Section IV-A).
+
+    Args:
+        num_tangents: K, the number of tangents.
+
+    Raises:
+        ValueError: If `num_tangents` is not an integer of at least 1.
+
+    Examples:
+        >>> Normal(12) + Rademacher(4)
+        Normal(num_tangents=12) + Rademacher(num_tangents=4)
+    """
+
+    num_tangents: int
+
+    def __post_init__(self) -> None:
+        check_count(self.num_tangents)
+
+    def draw(self, request: Request) -> Tensor:
+        return draw_independent(
+            request, self.num_tangents, lambda row, generator: row.normal_(generator=generator)
+        )
+
+
+@dataclass(frozen=True)
+class Rademacher(TangentSource):
+    """K independent tangents with entries +1 and -1, each with probability one half.
+
+    Of all distributions with independent entries that give an unbiased forward gradient
+    (Property 1) this one has the least variance, for its entries have the least fourth moment.
+
+    Args:
+        num_tangents: K, the number of tangents.
+
+    Raises:
+        ValueError: If `num_tangents` is not an integer of at least 1.
+
+    Examples:
+        >>> Rademacher(16).num_tangents
+        16
+    """
+
+    num_tangents: int
+
+    def __post_init__(self) -> None:
+        check_count(self.num_tangents)
+
+    def draw(self, request: Request) -> Tensor:
+        return draw_independent(
+            request,
+            self.num_tangents,
+            lambda row, generator: row.random_(0, 2, generator=generator).mul_(2).sub_(1),
+        )

@@ -1,0 +1,150 @@
+"""What a source of tangents is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitangent.tangents._stream import Stream
+
+
+@dataclass(frozen=True)
+class Request:
+    """One block of tangents to be drawn: those of one site.
+
+    Attributes:
+        stream: Random numbers of the step.
+        site: The count of the site in the sweep.
+        shape: The shape of the perturbed value, of one sample for activations.
+        samples: The samples that want tangents of their own, ``None`` to share one set.
+        offset: How many perturbed scalars the sites before have.
+        dtype: Of the perturbed value.
+        device: Of the perturbed value.
+        first: The number of tangents that other sources draw before this one.
+        primal: The perturbed value, ``[b, *shape]`` or ``[*shape]``, for informed sources.
+        target: What the loss compares with, for informed sources.
+    """
+
+    stream: Stream
+    site: int
+    shape: tuple[int, ...]
+    samples: range | None
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+    first: int = 0
+    primal: Tensor | None = None
+    target: Any = None
+
+
+class TangentSource(ABC):
+    """Where tangents come from. Sources add up: ``Normal(12) + Rademacher(4)``.
+
+    A source draws the K tangents block by block, as the sweep reaches each site, and may then mix
+    them: the vectors it stands for are ``M V``, with V what was drawn and M a ``[K, K]`` matrix
+    that may depend on the Gram matrix of V. All that concerns whole vectors, such as their length
+    or the angles between them, is said by M: no block has to know another, and only V is pushed.
+
+    Attributes:
+        num_tangents: K, the number of tangents.
+    """
+
+    num_tangents: int
+
+    @abstractmethod
+    def draw(self, request: Request) -> Tensor:
+        """One block of V: ``[K, 1, *shape]``, or ``[K, b, *shape]`` for b samples of their own."""
+
+    def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
+        """M for the Gram matrix ``V V^T`` ``[..., K, K]``; ``None`` is the identity.
+
+        Args:
+            gram: Gram matrix of what was drawn, in float64.
+            dimension: n, the number of perturbed scalars.
+        """
+        return None
+
+    def __add__(self, other: TangentSource) -> TangentSource:
+        if not isinstance(other, TangentSource):
+            return NotImplemented
+        return _Together((*_parts(self), *_parts(other)))
+
+
+def _parts(source: TangentSource) -> tuple[TangentSource, ...]:
+    return source.sources if isinstance(source, _Together) else (source,)
+
+
+@dataclass(frozen=True, repr=False)
+class _Together(TangentSource):
+    """The tangents of several sources, one after the other."""
+
+    sources: tuple[TangentSource, ...]
+    num_tangents: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        total = sum(source.num_tangents for source in self.sources)
+        object.__setattr__(self, "num_tangents", total)
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.sources))
+
+    def draw(self, request: Request) -> Tensor:
+        blocks, first = [], request.first
+        for source in self.sources:
+            blocks.append(source.draw(replace(request, first=first)))
+            first += source.num_tangents
+        samples = max(block.shape[1] for block in blocks)
+        return torch.cat([b.expand(-1, samples, *[-1] * (b.ndim - 2)) for b in blocks])
+
+    def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
+        mixed = torch.eye(self.num_tangents, dtype=gram.dtype, device=gram.device)
+        mixed = mixed.expand_as(gram).clone()
+        first = 0
+        for source in self.sources:
+            own = slice(first, first + source.num_tangents)
+            matrix = source.mixing(gram[..., own, own], dimension)
+            if matrix is not None:
+                mixed[..., own, own] = matrix
+            first = own.stop
+        return mixed
+
+
+def check_count(num_tangents: int) -> None:
+    """Raise unless there is at least one tangent."""
+    if not isinstance(num_tangents, int) or num_tangents < 1:
+        raise ValueError(
+            f"`num_tangents` should be an integer of at least 1. Found {num_tangents!r}."
+        )
+
+
+def draw_independent(
+    request: Request, num_tangents: int, fill: Callable[[Tensor, torch.Generator], Tensor]
+) -> Tensor:
+    """A block of independent random rows.
+
+    Row k of a shared block is a function of (seed, step, site, k); the rows of a sample are one of
+    (seed, step, site, sample).
+    """
+
+    def generator(*place: int | str) -> torch.Generator:
+        return request.stream.generator(request.device, request.site, *place)
+
+    if request.samples is None:
+        shared = _empty(request, num_tangents, prod(request.shape))
+        for k in range(num_tangents):
+            fill(shared[k], generator(request.first + k))
+        return shared.view(num_tangents, 1, *request.shape)
+    own = _empty(request, len(request.samples), num_tangents, prod(request.shape))
+    for row, sample in zip(own, request.samples, strict=True):
+        fill(row, generator("sample", sample, request.first))
+    return own.transpose(0, 1).reshape(num_tangents, len(request.samples), *request.shape)
+
+
+def _empty(request: Request, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=request.dtype, device=request.device)
