@@ -44,7 +44,8 @@ class GradientEstimator(ABC):
         self._per_sample = PerSampleLoss(loss)
         if micro_batch != "auto" and (not isinstance(micro_batch, int) or micro_batch < 1):
             raise ValueError(
-                f"`micro_batch` should be 'auto' or an integer of at least 1. Found {micro_batch!r}."
+                "`micro_batch` should be 'auto' or an integer of at least 1. "
+                f"Found {micro_batch!r}."
             )
         self.perturb.bind(model)  # so that a model that does not fit is an error here, not later
 

@@ -31,8 +31,9 @@ class ForwardGradient(GradientEstimator):
     Examples:
         >>> import torch
         >>> from multitangent import ForwardGradient, Normal, Projection
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
-        >>> gradient = ForwardGradient(model, torch.nn.CrossEntropyLoss(), Normal(5), Projection())
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(5), Projection())
         >>> x, y = torch.ones(8, 4), torch.zeros(8, dtype=torch.int64)
         >>> value = gradient(x, y)
         >>> bool(value == torch.nn.functional.cross_entropy(model(x), y).detach())

@@ -51,7 +51,7 @@ def forward_gradient(
     """
     refuse_inference_mode()
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
             f"`x` should be a real floating-point tensor. Found {found}. Try `x.float()`."
         )

@@ -51,7 +51,7 @@ class PerSampleLoss:
             divisor = kept.sum()
         else:
             divisor = weight[torch.where(kept, target, 0)].mul(kept).sum()
-        return float(target.shape[0] / divisor)
+        return target.shape[0] / float(divisor)
 
     def __call__(self, output: Any, target: Any, correction: float = 1.0) -> Tensor:
         """The losses ``[b]`` of b samples."""

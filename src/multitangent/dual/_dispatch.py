@@ -89,7 +89,7 @@ def _out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
     name = func.__name__.removesuffix("_")
     for home in (Tensor, torch, torch.nn.functional):
         if callable(twin := getattr(home, name, None)):
-            return twin  # type: ignore[no-any-return]
+            return twin
     raise NotImplementedError(
         f"{function_name(func)} should have a twin without the trailing underscore to carry "
         f"tangents. Found none. Try an operation that is not in place."

@@ -96,7 +96,7 @@ class DualTensor(Tensor):
             return dispatch(func, args, dict(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Callable[..., Any],
         types: Any,
@@ -109,12 +109,12 @@ class DualTensor(Tensor):
             "function, or an operation with `out=`. Try the eager function without `out=`."
         )
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
         return f"DualTensor({self._primal!r}, num_tangents={self._tangents.shape[0]})"
 
 
 def _make(primal: Tensor, tangents: Tensor) -> DualTensor:
-    dual: DualTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    dual: DualTensor = Tensor._make_wrapper_subclass(
         DualTensor, primal.shape, dtype=primal.dtype, device=primal.device
     )
     dual._primal = primal

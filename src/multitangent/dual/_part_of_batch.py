@@ -1,4 +1,4 @@
-"""One forward sweep over some samples of a batch, with random numbers that the split leaves alone."""
+"""Some samples of a batch, with random numbers that do not depend on the split."""
 
 from __future__ import annotations
 

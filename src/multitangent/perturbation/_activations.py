@@ -66,6 +66,15 @@ class Activations:
         return sweeps
 
 
+@dataclass(frozen=True)
+class _Injection:
+    """One output of a site, before and after the tangents were added."""
+
+    name: str
+    before: Tensor
+    after: Tensor
+
+
 class _ActivationSweep:
     """One part of the batch, pushed through the model with tangents injected at every site."""
 
@@ -78,7 +87,7 @@ class _ActivationSweep:
         self._part = part
         self._sites = sites
         self._pull = LocalPull(sites, recompute=options.recompute)
-        self._last: Tensor | None = None
+        self._last: _Injection | None = None
 
     def push(self) -> tuple[Tensor, Tensor]:
         losses = self._sweep(self._inject)
@@ -99,7 +108,8 @@ class _ActivationSweep:
     def pull(self, coefficients: Tensor) -> None:
         gradients = self.tangents.combine(coefficients)
         if self._options.output == "exact":
-            gradients[self._pull.last_name] = self._gradient_of_output()
+            assert self._last is not None
+            gradients[self._last.name] = self._gradient_of_output(primal(self._last.before))
         self._pull(
             gradients,
             self._setting.scale(self._part),
@@ -113,7 +123,7 @@ class _ActivationSweep:
             with observed(self._sites, observer):
                 output = call_model(self._setting.model, self._part.inputs)
             if self._options.output == "exact":
-                self._check_last(output)
+                output = self._without_last_injection(output)
             return self._setting.losses(output, self._part)
 
     def _inject(self, value: Tensor, block: Tensor) -> Tensor:
@@ -134,19 +144,21 @@ class _ActivationSweep:
             self.tangents, name, primal(value), tuple(value.shape[1:]), own, part.target
         )
 
-    def _check_last(self, output: Any) -> None:
-        if self._last is None or not isinstance(output, Tensor) or primal(output) is not self._last:
+    def _without_last_injection(self, output: Any) -> Any:
+        """The model's output as it was before the last site's tangents were added."""
+        if self._last is None or output is not self._last.after:
             raise ValueError(
                 "`output='exact'` needs a model whose output is that of its last site. Found "
                 "other operations behind it. Try `output='perturbed'`, or `sites=[...]` with a "
                 "last site that ends in the model's output."
             )
+        del self.tangents.blocks[self._last.name]
+        return self._last.before
 
-    def _gradient_of_output(self) -> Tensor:
+    def _gradient_of_output(self, output: Tensor) -> Tensor:
         """The loss's own derivative with respect to the model's output, ``[b, *shape]``."""
-        assert self._last is not None
         with torch.enable_grad(), self._setting.part_of_batch(self._part):
-            output = self._last.detach().requires_grad_()
+            output = output.detach().requires_grad_()
             return torch.autograd.grad(self._setting.losses(output, self._part).sum(), output)[0]
 
     def _true_gradients(self) -> list[Tensor]:
@@ -186,7 +198,6 @@ class _Observer:
             return output
         self._active = None
         sweep = self._sweep
-        exact = sweep._options.output == "exact" and site is sweep._sites[-1]
 
         def replace(value: Any) -> Any:
             if not (isinstance(value, Tensor) and value.is_floating_point()):
@@ -195,8 +206,9 @@ class _Observer:
             detached = primal(value).detach()
             if isinstance(value, DualTensor):
                 detached = DualTensor(detached, value.tangents)
-            sweep._last = primal(detached)
-            return detached if exact else self._inject(detached, sweep._draw(name, detached))
+            injected = self._inject(detached, sweep._draw(name, detached))
+            sweep._last = _Injection(name, detached, injected)
+            return injected
 
         with torch.no_grad():
             replaced = pytree.tree_map(replace, output)

@@ -35,7 +35,6 @@ class LocalPull:
     """
 
     def __init__(self, sites: Sequence[Site], *, recompute: bool) -> None:
-        self.last_name = ""
         self._parameters = {site.name: site.parameters() for site in sites}
         self._recompute = recompute
         self._visits: list[_Visit] = []
@@ -56,7 +55,6 @@ class LocalPull:
         self._counts[site.name] = count + 1
         name = site.name if count == 0 else f"{site.name}#{count}"
         self._visits[-1].outputs[name] = output
-        self.last_name = name
         return name
 
     def close(self) -> None:

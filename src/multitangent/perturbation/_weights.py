@@ -25,7 +25,7 @@ class Weights:
         parameters: The names of the parameters, by default all trainable ones.
 
     Raises:
-        ValueError: When bound to a model, if a name is unknown or a trainable parameter is left out.
+        ValueError: When bound to a model, if a name is unknown or a trainable parameter left out.
         TypeError: When bound to a model, if a parameter is not a real floating-point tensor.
 
     Examples:

@@ -26,7 +26,7 @@ def _of_weight(x: Tensor, weight: Any) -> Tensor | None:
         return None
     # One product for all K: [rows, in] x [in, K out].
     product = F.linear(x, t.reshape(-1, t.shape[-1]))
-    return product.unflatten(-1, (t.shape[0], -1)).movedim(-2, 0)
+    return product.reshape(*x.shape[:-1], t.shape[0], -1).movedim(-2, 0)
 
 
 @register_rule(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)

@@ -41,8 +41,8 @@ _elementwise(torch.relu, Tensor.relu, F.relu, derivative=lambda y, x: (y > 0).to
 
 @register_rule(F.leaky_relu)
 def _leaky_relu(out: Tensor, x: Any, negative_slope: float = 0.01) -> Tensor:
-    slope = torch.where(x.primal > 0, 1.0, negative_slope)
-    return x.tangents * slope.to(out.dtype)
+    slope = (x.primal > 0).to(out.dtype) * (1 - negative_slope) + negative_slope
+    return x.tangents * slope
 
 
 @register_rule(F.silu)

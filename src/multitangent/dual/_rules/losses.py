@@ -29,7 +29,7 @@ def _cross_entropy(
     wanted, total = _wanted(logits, target, classes, weight, ignore_index, label_smoothing)
     # The loss is -sum(wanted * log_softmax): its gradient is softmax * sum(wanted) - wanted.
     gradient = logits.softmax(classes) * wanted.sum(classes, keepdim=True) - wanted
-    along = (full_tangents(x, classes) * gradient).sum(classes + 1)  # type: ignore[operator]
+    along = (full_tangents(x, classes) * gradient).sum(classes + 1)
     if reduction == "none":
         return along
     along = along.expand(along.shape[0], *gradient.select(classes, 0).shape)

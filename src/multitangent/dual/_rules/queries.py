@@ -7,9 +7,25 @@ from torch import Tensor
 
 from multitangent.dual._registry import register_plain, register_rule
 
-_METHODS = ["__bool__", "__contains__", "__float__", "__format__", "__hash__", "__int__", "__index__", "__len__", "__array__", "all", "allclose", "any", "argmax", "argmin", "argsort", "bool", "data_ptr", "detach", "dim", "element_size", "eq", "equal", "ge", "get_device", "gt", "int", "is_complex", "is_contiguous", "is_conj", "is_cuda", "is_floating_point", "is_inference", "is_neg", "is_nonzero", "is_same_size", "is_signed", "is_set_to", "isclose", "isfinite", "isinf", "isnan", "item", "le", "logical_and", "logical_not", "logical_or", "logical_xor", "long", "lt", "ndimension", "ne", "nelement", "nonzero", "numel", "numpy", "retain_grad", "requires_grad_", "sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside", "size", "storage_offset", "stride", "tolist", "type", "untyped_storage", "__eq__", "__ge__", "__gt__", "__le__", "__lt__", "__ne__", "__floordiv__", "floor_divide", "is_pinned", "dim_order", "is_shared", "new_empty", "new_full", "new_ones", "new_tensor"]
+_METHODS = """
+    __array__ __bool__ __contains__ __eq__ __float__ __floordiv__ __format__ __ge__ __gt__
+    __hash__ __index__ __int__ __le__ __len__ __lt__ __ne__ all allclose any argmax argmin
+    argsort bool ceil data_ptr detach dim dim_order element_size eq equal floor floor_divide ge
+    get_device gt heaviside int is_complex is_conj is_contiguous is_cuda is_floating_point
+    is_inference is_neg is_nonzero is_pinned is_same_size is_set_to is_shared is_signed isclose
+    isfinite isinf isnan item le logical_and logical_not logical_or logical_xor long lt
+    ndimension ne nelement new_empty new_full new_ones new_tensor nonzero numel numpy
+    requires_grad_ retain_grad round sgn sign size storage_offset stride tolist trunc type
+    untyped_storage
+""".split()  # noqa: SIM905 (a list this long reads better as text)
 
-_FUNCTIONS = ["all", "allclose", "any", "argmax", "argmin", "argsort", "eq", "equal", "floor", "ceil", "round", "trunc", "sign", "sgn", "floor_divide", "ge", "gt", "is_complex", "is_floating_point", "is_nonzero", "is_same_size", "is_tensor", "isclose", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "ne", "nonzero", "numel", "result_type", "bernoulli", "empty_like", "full_like", "ones_like", "rand_like", "randn_like", "randint_like", "bucketize", "get_device", "is_inference", "is_signed", "promote_types", "can_cast"]
+_FUNCTIONS = """
+    all allclose any argmax argmin argsort bernoulli bucketize can_cast ceil empty_like eq equal
+    floor floor_divide full_like ge get_device gt is_complex is_floating_point is_inference
+    is_nonzero is_same_size is_signed is_tensor isclose isfinite isinf isnan le logical_and
+    logical_not logical_or logical_xor lt ne nonzero numel ones_like promote_types rand_like
+    randint_like randn_like result_type round sgn sign trunc
+""".split()  # noqa: SIM905 (a list this long reads better as text)
 
 register_plain(
     *[getattr(Tensor, name) for name in _METHODS if hasattr(Tensor, name)],

@@ -14,7 +14,7 @@ from multitangent.dual._registry import register_rule, register_views
 
 
 def _reshaped(out: Tensor, x: DualTensor) -> Tensor:
-    """Tangents of a reshaped tensor; one shared by the batch stays shared if the batch axis does."""
+    """Tangents of a reshaped tensor, shared by the batch for as long as its axis stays."""
     t, shape = x.tangents, x.primal.shape
     if t.shape[1:] == shape:
         return t.reshape(t.shape[0], *out.shape)

@@ -34,4 +34,4 @@ def _log_softmax(
     axis = _axis(x, dim)
     t = full_tangents(x, axis - 1)
     mean = (t * out.exp()).sum(axis, keepdim=True)  # type: ignore[operator]
-    return t - mean  # type: ignore[no-any-return, operator]
+    return t - mean

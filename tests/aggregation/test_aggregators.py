@@ -1,0 +1,207 @@
+"""Laws of the aggregators, over one table of them and of tangents."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multitangent import Best, Mean, Projection, Rescaled, Sum
+
+AGGREGATORS = [Sum(), Mean(), Projection(), Best(1), Best(3), Rescaled(Mean()), Rescaled(Projection())]  # fmt: skip
+
+
+def draw(num_tangents, dimension, seed, kind="independent"):
+    """Tangents ``[K, n]`` with a property, and a gradient ``[n]``."""
+    generator = torch.Generator().manual_seed(seed)
+    tangents = torch.randn(num_tangents, dimension, dtype=torch.float64, generator=generator)
+    if kind == "duplicated":
+        tangents[-1] = tangents[0]
+    elif kind == "dependent":
+        tangents[-1] = tangents[:-1].sum(0) if num_tangents > 1 else 0
+    elif kind == "zero":
+        tangents[-1] = 0
+    elif kind == "long":
+        tangents[0] *= 1e6
+    return tangents, torch.randn(dimension, dtype=torch.float64, generator=generator)
+
+
+def combine(aggregator, tangents, gradient):
+    coefficients = aggregator(tangents @ tangents.T, tangents @ gradient, dimension=len(gradient))
+    return tangents.T @ coefficients
+
+
+def case(**changes):
+    table = dict(
+        num_tangents=st.integers(1, 12),
+        dimension=st.integers(1, 9),
+        seed=st.integers(0, 1000),
+        kind=st.sampled_from(["independent", "duplicated", "dependent", "zero", "long"]),
+    )
+    return st.builds(draw, **(table | changes))
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=repr)
+@given(case())
+@settings(deadline=None, max_examples=60)
+def test_never_points_away_from_the_gradient(aggregator, problem):
+    """Property 2, for all aggregators: c . d = g . grad f >= 0."""
+    tangents, gradient = problem
+    estimate = combine(aggregator, tangents, gradient)
+    assert estimate.isfinite().all()
+    assert estimate @ gradient >= -1e-9 * estimate.norm() * gradient.norm()
+
+
+@given(case())
+@settings(deadline=None)
+def test_projection_is_idempotent(problem):
+    tangents, gradient = problem
+    once = combine(Projection(), tangents, gradient)
+    torch.testing.assert_close(combine(Projection(), tangents, once), once, rtol=1e-6, atol=1e-8)
+
+
+@given(case())
+@settings(deadline=None)
+def test_projection_equals_that_of_an_orthonormal_basis(problem):
+    """The rows of V^T of the singular value decomposition span the same space (Eq. 9)."""
+    tangents, gradient = problem
+    lengths = tangents.norm(dim=1, keepdim=True)
+    _, values, basis = torch.linalg.svd(tangents / lengths.clamp(min=1e-300), full_matrices=False)
+    basis = basis[values > 1e-7 * values.max()]
+    expected = basis.T @ (basis @ gradient)
+    found = combine(Projection(), tangents, gradient)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@given(case(kind=st.just("independent"), num_tangents=st.integers(1, 5)), st.integers(0, 99))
+@settings(deadline=None)
+def test_projection_depends_on_the_span_alone(problem, seed):
+    """V -> M V with M = Q D, Q orthogonal and D between 1/2 and 2, so well conditioned."""
+    tangents, gradient = problem
+    generator = torch.Generator().manual_seed(seed)
+    k = len(tangents)
+    mixing = torch.linalg.qr(torch.randn(k, k, dtype=torch.float64, generator=generator))[0]
+    mixing = mixing * (0.5 + 1.5 * torch.rand(k, dtype=torch.float64, generator=generator))
+    found = combine(Projection(), mixing @ tangents, gradient)
+    torch.testing.assert_close(
+        found, combine(Projection(), tangents, gradient), rtol=1e-5, atol=1e-6
+    )
+
+
+@given(case())
+@settings(deadline=None)
+def test_projection_is_exact_in_the_span(problem):
+    tangents, weights = problem
+    lengths = tangents.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    inside = (tangents / lengths).T @ torch.linspace(-1, 1, len(tangents), dtype=torch.float64)
+    found = combine(Projection(), tangents, inside)
+    torch.testing.assert_close(found, inside, rtol=1e-6, atol=1e-7)
+
+
+@given(case())
+@settings(deadline=None)
+def test_projection_is_at_least_as_close_as_any_other(problem):
+    """Lemma 2."""
+    tangents, gradient = problem
+    best = (combine(Projection(), tangents, gradient) - gradient).norm()
+    for aggregator in AGGREGATORS:
+        distance = (combine(aggregator, tangents, gradient) - gradient).norm()
+        assert best <= distance * (1 + 1e-9) + 1e-9
+
+
+@pytest.mark.parametrize("angle", [1e-1, 1e-2, 1e-3])
+def test_projection_of_near_parallel_tangents_in_float32(angle):
+    """Two tangents at a small angle span the plane: a gradient in it comes back."""
+    generator = torch.Generator().manual_seed(0)
+    first, other, gradient = torch.randn(3, 1000, generator=generator)
+    other = other - (other @ first) / (first @ first) * first
+    second = first + angle * other
+    gradient = first + other
+    tangents = torch.stack([first, second])
+    gram = tangents.double() @ tangents.double().T
+    coefficients = Projection()(gram, tangents @ gradient)
+    found = tangents.double().T @ coefficients
+    assert (found - gradient).norm() / gradient.norm() < 5e-3
+
+
+def test_projection_tolerance_is_an_argument():
+    tangents = torch.tensor([[1.0, 0.0], [1.0, 1e-3]], dtype=torch.float64)
+    gradient = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(combine(Projection(), tangents, gradient), gradient)
+    assert combine(Projection(rtol=1e-3), tangents, gradient).norm() < 1e-3
+    with pytest.raises(ValueError, match="`rtol` should be at least 0"):
+        Projection(rtol=-1.0)
+
+
+def test_pinned_values():
+    gram = torch.tensor([[2.0, 1.0], [1.0, 1.0]])
+    jvps = torch.tensor([7.0, 3.0])
+    for aggregator, expected in [
+        (Sum(), [7.0, 3.0]),
+        (Mean(), [3.5, 1.5]),
+        (Projection(), [4.0, -1.0]),
+        (Best(1), [7.0, 0.0]),
+    ]:
+        torch.testing.assert_close(aggregator(gram, jvps), torch.tensor(expected).double())
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=repr)
+def test_samples_are_independent(aggregator):
+    generator = torch.Generator().manual_seed(1)
+    tangents = torch.randn(5, 4, 7, dtype=torch.float64, generator=generator)  # [B, K, n]
+    jvps = torch.randn(4, 5, dtype=torch.float64, generator=generator)
+    grams = tangents @ tangents.mT
+    whole = aggregator(grams, jvps, dimension=7)
+    shared = aggregator(grams[0], jvps, dimension=7)
+    for sample in range(5):
+        alone = aggregator(grams[sample], jvps[:, sample], dimension=7)
+        torch.testing.assert_close(whole[:, sample], alone)
+        torch.testing.assert_close(
+            shared[:, sample], aggregator(grams[0], jvps[:, sample], dimension=7)
+        )
+
+
+@pytest.mark.parametrize("inner", [Sum(), Mean(), Projection()], ids=repr)
+@pytest.mark.parametrize(("num_tangents", "dimension"), [(1, 20), (4, 20), (16, 20)])
+def test_rescaled_has_the_gradients_expected_length(inner, num_tangents, dimension):
+    gradient = torch.ones(dimension, dtype=torch.float64)
+    tangents = torch.randn(
+        4000, num_tangents, dimension, dtype=torch.float64,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    coefficients = Rescaled(inner)(
+        tangents @ tangents.mT, (tangents @ gradient).T, dimension=dimension
+    )
+    estimates = torch.einsum("kb,bkn->bn", coefficients, tangents)
+    ratio = estimates.square().sum(1).mean() / dimension
+    assert abs(ratio - 1) < 0.1
+
+
+def test_rescaled_needs_a_closed_form_and_the_dimension():
+    gram, jvps = torch.eye(2), torch.ones(2)
+    with pytest.raises(NotImplementedError, match=r"Found Best\(num_kept=1\)"):
+        Rescaled(Best(1))(gram, jvps, dimension=4)
+    with pytest.raises(ValueError, match="`dimension` should be given"):
+        Rescaled(Mean())(gram, jvps)
+
+
+@pytest.mark.parametrize(
+    ("gram", "jvps", "message"),
+    [
+        (torch.eye(3), torch.ones(2), "of the same tangents and samples"),
+        (torch.ones(4, 2, 2), torch.ones(2, 3), "of the same tangents and samples"),
+        (torch.eye(2), torch.ones(()), "of the same tangents and samples"),
+        (torch.eye(2), torch.tensor([1.0, float("nan")]), "`jvps` should be finite. Found 1 of 2"),
+        (torch.eye(2) / 0, torch.ones(2), "`gram` should be finite"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(gram, jvps, message):
+    with pytest.raises(ValueError, match=message):
+        Projection()(gram, jvps)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5])
+def test_best_keeps_at_least_one(number):
+    with pytest.raises(ValueError, match="`num_kept` should be an integer"):
+        Best(number)

@@ -1,0 +1,219 @@
+"""Every rule against its readable twin, the fallback through torch.func, over a table of calls."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multitangent.dual import DualTensor, FallbackWarning, has_rule
+from multitangent.dual._dual_tensor import expanded
+from multitangent.dual._fallback import jvp_by_vmap
+
+K = 3
+
+
+def value(*shape: int, positive: bool = False, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return x.abs() + 0.5 if positive else x
+
+
+def dual(*shape: int, shared: tuple[int, ...] = (), positive: bool = False, seed: int = 1):
+    """A dual tensor, whose tangents are constant along the axes `shared`."""
+    sizes = [1 if axis in shared else size for axis, size in enumerate(shape)]
+    return DualTensor(value(*shape, positive=positive, seed=seed), value(K, *sizes, seed=seed + 10))
+
+
+X, SHARED, V = dual(4, 5), dual(4, 5, shared=(0,)), dual(5, seed=2)
+IMAGE = dual(2, 3, 4, 4, shared=(0,))
+INDEX = torch.tensor([2, 0, 2])
+MASK = value(4, 5, seed=9) > 0
+CLASSES = torch.tensor([1, 0, 4, 2])
+WEIGHT = value(5, positive=True)
+TABLE = {
+    "add": (torch.add, X, V),
+    "add plain": (Tensor.add, SHARED, 2.0),
+    "add alpha": (torch.add, V, X, {"alpha": 3}),
+    "sub": (torch.sub, X, V),
+    "sub alpha": (Tensor.sub, V, SHARED, {"alpha": 2}),
+    "rsub": (Tensor.__rsub__, X, 3.0),
+    "mul": (torch.mul, X, V),
+    "mul shared": (torch.mul, SHARED, value(4, 5)),
+    "mul 0-dim": (torch.mul, dual(), X),
+    "div": (torch.div, X, dual(5, positive=True)),
+    "div by dual": (torch.div, value(4, 5), dual(4, 5, positive=True)),
+    "rdiv": (Tensor.__rdiv__, dual(3, positive=True), 2.0),
+    "neg": (torch.neg, SHARED),
+    "pow": (torch.pow, X, 3),
+    "pow 0": (torch.pow, X, 0),
+    "pow half": (torch.pow, dual(4, positive=True), 0.5),
+    "pow dual": (torch.pow, dual(4, positive=True), dual(4, seed=4)),
+    "pow of number": (Tensor.__rpow__, X, 2.0),
+    **{
+        f"{f.__name__}": (f, dual(4, 5, positive=True, shared=(0,)))
+        for f in (
+            torch.exp, torch.expm1, torch.log, torch.log1p, torch.sqrt, torch.rsqrt,
+            torch.reciprocal, torch.square, torch.abs, torch.sin, torch.cos,
+        )
+    },
+    **{
+        f"activation {f.__name__}": (f, SHARED)
+        for f in (F.relu, F.gelu, F.silu, F.softplus, F.leaky_relu, torch.tanh, torch.sigmoid)
+    },
+    "gelu tanh": (F.gelu, X, {"approximate": "tanh"}),
+    "softplus args": (F.softplus, X, 5.0, 2.0),
+    "leaky relu slope": (F.leaky_relu, X, 0.3),
+    "clamp": (torch.clamp, SHARED, -0.5, 0.5),
+    "clamp min": (Tensor.clamp, X, {"min": 0.0}),
+    "linear": (F.linear, X, value(2, 5), value(2)),
+    "linear shared": (F.linear, SHARED, value(2, 5)),
+    "linear constant inputs": (F.linear, dual(4, 5, shared=(1,)), value(2, 5)),
+    "linear vector": (F.linear, V, value(2, 5)),
+    "linear weight": (F.linear, value(4, 5), dual(2, 5), dual(2, seed=3)),
+    "linear all": (F.linear, dual(2, 4, 5), dual(2, 5, seed=3), dual(2, seed=4)),
+    "linear no bias": (F.linear, X, dual(2, 5), None),
+    "linear bias only": (F.linear, value(4, 5), value(2, 5), dual(2)),
+    "matmul": (torch.matmul, X, value(5, 2)),
+    "matmul both": (torch.matmul, SHARED, dual(5, 2, seed=3)),
+    "matmul right": (torch.matmul, value(3, 4), dual(4, 5, shared=(1,))),
+    "matmul batches": (torch.matmul, dual(2, 3, 4), dual(4, 5, seed=3)),
+    "matmul broadcast": (torch.matmul, dual(3, 4), dual(2, 4, 5, seed=3)),
+    "matmul vector": (torch.matmul, X, V),
+    "matmul row": (torch.matmul, V, dual(2, 5, 3, seed=3)),
+    "dot": (torch.matmul, V, dual(5, seed=3)),
+    "bmm": (torch.bmm, dual(2, 3, 4, shared=(0,)), dual(2, 4, 5, seed=3)),
+    "mm": (Tensor.mm, X, dual(5, 2, seed=3)),
+    "addmm": (torch.addmm, dual(2, seed=5), X, value(5, 2), {"beta": 0.5, "alpha": 2}),
+    "addmm bias": (torch.addmm, dual(2, seed=5), value(4, 5), value(5, 2)),
+    "sum": (torch.sum, SHARED),
+    "sum dim": (Tensor.sum, SHARED, 0),
+    "sum dims": (torch.sum, IMAGE, (0, -1), {"keepdim": True}),
+    "mean": (torch.mean, SHARED),
+    "mean dim": (Tensor.mean, SHARED, (0,)),
+    "mean keep": (torch.mean, IMAGE, (2, 3), True),
+    "softmax": (torch.softmax, SHARED, -1),
+    "softmax over batch": (F.softmax, SHARED, {"dim": 0}),
+    "log softmax": (F.log_softmax, dual(4, 5, shared=(1,)), 1),
+    "cross entropy": (F.cross_entropy, X, CLASSES, {"reduction": "none"}),
+    "cross entropy mean": (F.cross_entropy, SHARED, CLASSES),
+    "cross entropy sum": (F.cross_entropy, X, CLASSES, {"reduction": "sum"}),
+    "cross entropy one": (F.cross_entropy, V, torch.tensor(3)),
+    "cross entropy weight": (F.cross_entropy, X, CLASSES, WEIGHT),
+    "cross entropy smooth": (
+        F.cross_entropy, X, CLASSES, WEIGHT, {"label_smoothing": 0.3, "reduction": "none"},
+    ),
+    "cross entropy smooth mean": (
+        F.cross_entropy, X, CLASSES, WEIGHT, {"label_smoothing": 0.3, "ignore_index": 0},
+    ),
+    "cross entropy ignore": (F.cross_entropy, X, CLASSES, {"ignore_index": 4}),
+    "cross entropy probabilities": (F.cross_entropy, X, value(4, 5, positive=True), WEIGHT),
+    "cross entropy pixels": (
+        F.cross_entropy, IMAGE, torch.randint(3, (2, 4, 4)), {"reduction": "none"},
+    ),
+    "mse": (F.mse_loss, X, value(4, 5), {"reduction": "none"}),
+    "mse mean": (F.mse_loss, SHARED, value(4, 5)),
+    "mse both": (F.mse_loss, value(4, 5), X, {"reduction": "sum"}),
+    "mse weight": (F.mse_loss, X, value(4, 5), {"weight": value(4, 5, positive=True)}),
+    "reshape": (torch.reshape, SHARED, (2, 10)),
+    "view": (Tensor.view, IMAGE, 2, -1),
+    "view whole": (Tensor.view, SHARED, -1),
+    "flatten": (torch.flatten, IMAGE, 1),
+    "flatten inner shared": (Tensor.flatten, dual(2, 3, 4, shared=(0, 1)), 1),
+    "unflatten": (Tensor.unflatten, dual(2, 6, shared=(0,)), 1, (2, 3)),
+    "unsqueeze": (torch.unsqueeze, SHARED, -1),
+    "squeeze": (torch.squeeze, dual(4, 1, 5, 1, shared=(0,))),
+    "squeeze dim": (Tensor.squeeze, dual(4, 1, 5, 1), 1),
+    "squeeze wide": (Tensor.squeeze, SHARED, 0),
+    "transpose": (torch.transpose, SHARED, 0, -1),
+    "t": (Tensor.t, SHARED),
+    "permute": (Tensor.permute, IMAGE, 1, 0, -1, 2),
+    "permute tuple": (torch.permute, IMAGE, (3, 2, 1, 0)),
+    "movedim": (torch.movedim, IMAGE, (0, 1), (2, 0)),
+    "narrow": (torch.narrow, SHARED, 0, 1, 2),
+    "select": (Tensor.select, SHARED, 0, 1),
+    "expand": (Tensor.expand, dual(4, 1, shared=(0,)), 2, 4, 5),
+    "expand as": (Tensor.expand_as, V, value(4, 5)),
+    "unbind": (torch.unbind, SHARED, 0),
+    "chunk": (torch.chunk, SHARED, 2, -1),
+    "split": (torch.split, SHARED, [1, 3], 0),
+    "clone": (torch.clone, SHARED),
+    "to": (Tensor.to, SHARED, torch.float32),
+    "cat": (torch.cat, [SHARED, value(2, 5), X], 0),
+    "stack": (torch.stack, [SHARED, X], -1),
+    "item": (Tensor.__getitem__, SHARED, 1),
+    "item slice": (Tensor.__getitem__, IMAGE, (slice(None), 1, slice(0, 4, 2))),
+    "item ellipsis": (Tensor.__getitem__, IMAGE, (..., 0)),
+    "item none": (Tensor.__getitem__, SHARED, (slice(None), None, slice(1, 3))),
+    "item index": (Tensor.__getitem__, SHARED, INDEX),
+    "item list": (Tensor.__getitem__, SHARED, (slice(None), [0, 3])),
+    "item mask": (Tensor.__getitem__, X, MASK),
+    "item pairs": (Tensor.__getitem__, IMAGE, (INDEX % 2, INDEX)),
+    "item apart": (Tensor.__getitem__, IMAGE, (INDEX % 2, slice(None), INDEX)),
+    "where": (torch.where, MASK, SHARED, 0.0),
+    "where both": (torch.where, MASK, V, X),
+    "where method": (Tensor.where, X, MASK, value(4, 5)),
+    "masked fill": (Tensor.masked_fill, SHARED, MASK, -9.0),
+}  # fmt: skip
+
+
+def call(name):
+    function, *args = TABLE[name]
+    kwargs = args.pop() if isinstance(args[-1], dict) else {}
+    return function, tuple(args), kwargs
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_rule_equals_fallback(name):
+    function, args, kwargs = call(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)  # there is a rule
+        out = function(*args, **kwargs)
+    outputs = [out] if isinstance(out, Tensor) else list(out)
+    expected = jvp_by_vmap(function, args, kwargs, K)
+    assert len(outputs) == len(expected)
+    for item, tangents in zip(outputs, expected, strict=True):
+        assert isinstance(item, DualTensor)
+        assert item.tangents.dtype == item.primal.dtype
+        torch.testing.assert_close(expanded(item), tangents.to(item.dtype), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_primal_is_the_functions_own_value(name):
+    from multitangent.dual._dual_tensor import primals
+
+    function, args, kwargs = call(name)
+    out, expected = function(*args, **kwargs), function(*primals(args), **primals(kwargs))
+    for item, value in zip([out] if isinstance(out, Tensor) else out,
+                           [expected] if isinstance(expected, Tensor) else expected, strict=True):  # fmt: skip
+        assert torch.equal(item.primal, value)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (lambda x: F.linear(x, value(2, 5)), (K, 1, 2)),
+        (lambda x: x.unflatten(1, (5, 1)).flatten(1) + 1, (K, 1, 5)),
+        (
+            lambda x: (2 * x - value(4, 5)).unsqueeze(1).expand(4, 3, 5).transpose(1, 2),
+            (K, 1, 5, 1),
+        ),
+        (lambda x: x[:, 1:3].clone(), (K, 1, 2)),
+        (lambda x: x @ value(5, 2), (K, 1, 2)),
+        (lambda x: torch.tanh(x), (K, 4, 5)),
+    ],
+)
+def test_tangents_of_the_whole_batch_grow_an_axis_only_where_samples_differ(function, shape):
+    assert function(SHARED).tangents.shape == shape
+
+
+def test_operators_reach_the_rules():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        y = (2 - X) * X / 3 + X**2 - X @ value(5, 5) + 1 / (2**X) - abs(-X)
+    assert isinstance(y, DualTensor)
+    for function in (Tensor.add, Tensor.mul, Tensor.matmul, Tensor.__rsub__, Tensor.detach):
+        assert has_rule(function)

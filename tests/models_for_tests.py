@@ -1,0 +1,100 @@
+"""The models on which gradients are compared: small, in float64, each with another trait."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualMLP(nn.Module):
+    """``x + f(x)``, with layers called in another order than they are defined in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+        self.first = nn.Linear(5, 6)
+        self.second = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        h = h + torch.sigmoid(self.second(h))
+        return self.head(h)
+
+
+class Attention(nn.Module):
+    """One head of attention over four tokens, in plain torch calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(3, 4)
+        self.key = nn.Linear(3, 4)
+        self.value = nn.Linear(3, 4)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        weights = torch.softmax(q @ k.transpose(-1, -2) / 2.0, dim=-1)
+        return self.out((weights @ v).mean(1))
+
+
+class SharedLayer(nn.Module):
+    """One layer that runs twice: two blocks of tangents, one gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.inner(torch.tanh(self.inner(x)))))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))  # fmt: skip
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 2), nn.Flatten(), nn.Linear(8, 3))  # fmt: skip
+
+
+def with_dropout() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Dropout(0.4), nn.Linear(6, 3))
+
+
+MODELS = {  # name: (constructor, shape of one input, size of all sites' outputs)
+    "mlp": (mlp, (5,), 13),
+    "cnn": (cnn, (1, 5, 5), 18 + 8 + 3),
+    "residual": (ResidualMLP, (5,), 15),
+    "attention": (Attention, (4, 3), 3 * 16 + 3),
+    "shared": (SharedLayer, (5,), 13),
+    "dropout": (with_dropout, (5,), 9),
+}
+
+
+def build(
+    name: str, dtype: torch.dtype = torch.float64, batch: int = 6
+) -> tuple[nn.Module, Tensor, Tensor, int]:
+    """A model, a batch for it, and the dimension n of its activations."""
+    constructor, shape, dimension = MODELS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = constructor().to(dtype)
+        x = torch.randn(batch, *shape, dtype=dtype)
+        y = torch.randint(3, (batch,))
+    return model, x, y, dimension
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    """The gradients of all parameters, taken away from them."""
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return found
+
+
+def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The error of the gradient of all parameters, relative to its norm.
+
+    Not parameter by parameter: that of a bias of attention's keys is exactly zero.
+    """
+    difference = sum(float((a - b).square().sum()) for a, b in zip(found, expected, strict=True))
+    return (difference / sum(float(b.square().sum()) for b in expected)) ** 0.5

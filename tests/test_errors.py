@@ -1,0 +1,162 @@
+"""Bad input: each mistake has an error of its own, which says what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from multitangent import Activations, ForwardGradient, Normal, Weights, forward_gradient
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def model():
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def batch(size=5):
+    return torch.ones(size, 3), torch.zeros(size, dtype=torch.int64)
+
+
+class OwnParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x * self.scale)
+
+
+class Behind(nn.Module):
+    """Something happens behind the last site."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return 2 * self.layer(x)
+
+
+class Detaching(Behind):
+    def forward(self, x):
+        return self.layer(x).detach()
+
+
+class Reducing(Behind):
+    def forward(self, x):
+        return self.layer(x.mean(0)).expand(len(x), 2)
+
+
+class Integer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.count = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def frozen():
+    return model().requires_grad_(False)
+
+
+def build(module, loss=LOSS, **kwargs):
+    return lambda: ForwardGradient(module, loss, Normal(2), **kwargs)
+
+
+def step(module, loss=LOSS, inputs=None, target=None, **kwargs):
+    def call():
+        x, y = batch()
+        gradient = ForwardGradient(module, loss, Normal(2), **kwargs)
+        return gradient(x if inputs is None else inputs, y if target is None else target)
+
+    return call
+
+
+def in_inference_mode():
+    with torch.inference_mode():
+        step(model())()
+
+
+def function_in_inference_mode():
+    with torch.inference_mode():
+        forward_gradient(torch.sum, torch.ones(2))
+
+
+ERRORS = {
+    "unknown site": (build(model(), perturb=Activations(sites=["5"])), ValueError, "Found '5'"),
+    "nested sites": (
+        build(nn.Sequential(model(), nn.Linear(2, 2)), perturb=Activations(["0", "0.2", "1"])),
+        ValueError, "inside one another.*'0' and '0.2'",
+    ),
+    "outside": (build(OwnParameter()), ValueError, "outside of them: scale"),
+    "outside weights": (build(model(), perturb=Weights(["0.weight"])), ValueError, "0.bias, 2.we"),
+    "unknown parameter": (build(model(), perturb=Weights(["w"])), ValueError, "Found 'w'"),
+    "integer parameter": (
+        build(Integer(), perturb=Weights(["layer.weight", "layer.bias", "count"])),
+        TypeError, "Found count of torch.int64",
+    ),
+    "nothing to train": (build(frozen()), ValueError, "should have trainable parameters"),
+    "no weights": (build(frozen(), perturb="weights"), ValueError, "should have trainable"),
+    "unknown perturbation": (build(model(), perturb="biases"), ValueError, "Found 'biases'"),
+    "unknown share": (lambda: Activations(share="all"), ValueError, "`share` should be one of"),
+    "unknown output": (lambda: Activations(output="x"), ValueError, "`output` should be one of"),
+    "micro-batch": (build(model(), micro_batch=0), ValueError, "`micro_batch` should be 'auto'"),
+    "scalar loss": (
+        step(model(), nn.functional.cross_entropy), ValueError, r"one number per sample.*shape \[\]"
+    ),
+    "loss of another size": (
+        step(model(), lambda out, y: out.flatten()), ValueError, "Found 10 numbers for 5 samples"
+    ),
+    "no tensor as loss": (step(model(), lambda out, y: 1.0), ValueError, "Found 1.0"),
+    "detached": (step(Detaching()), RuntimeError, "losses without tangents"),
+    "no batch axis": (step(Reducing()), ValueError, r"shape \[2\] at 'layer'"),
+    "operations behind the last site": (
+        step(Behind(), perturb=Activations(output="exact")), ValueError, "operations behind it"
+    ),
+    "empty batch": (step(model(), inputs=torch.ones(0, 3)), ValueError, r"of shape \[0, 3\]"),
+    "no tensor": (step(model(), inputs="x"), ValueError, "Found a str"),
+    "not finite": (
+        step(model(), inputs=torch.full((5, 3), float("nan"))), ValueError, "`jvps` should be finite"
+    ),
+    "inference mode": (in_inference_mode, RuntimeError, "outside torch.inference_mode"),
+    "function in inference mode": (function_in_inference_mode, RuntimeError, "inference_mode"),
+    "function not scalar": (
+        lambda: forward_gradient(torch.sin, torch.ones(3)), ValueError, r"`f`.*scalar.*shape \[3\]"
+    ),
+    "function of integers": (
+        lambda: forward_gradient(torch.sum, torch.ones(3, dtype=torch.int64)), TypeError, "int64"
+    ),
+    "function of a number": (lambda: forward_gradient(torch.sum, 3.0), TypeError, "Found float"),
+    "function not finite": (
+        lambda: forward_gradient(lambda x: x.sum() / 0, torch.ones(3)), ValueError, "Found inf"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error(name):
+    call, error, message = ERRORS[name]
+    with pytest.raises(error, match=f"(?s){message}"):
+        call()
+
+
+def test_recomputation_notices_a_changed_input():
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            h = self.first(x)
+            out = self.second(h)
+            h.add_(1)
+            return out
+
+    gradient = ForwardGradient(Changing(), LOSS, Normal(2), perturb=Activations(recompute=True))
+    with pytest.raises(RuntimeError, match="changed in place after the layer ran"):
+        gradient(*batch())
