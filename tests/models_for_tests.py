@@ -50,11 +50,24 @@ class SharedLayer(nn.Module):
 
 
 def mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))  # fmt: skip
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)
+    )
 
 
 def cnn() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 2), nn.Flatten(), nn.Linear(8, 3))  # fmt: skip
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 2), nn.Flatten(), nn.Linear(8, 3)
+    )
+
+
+def with_norms() -> nn.Module:
+    """Normalisation without rules, and batch normalisation with running statistics."""
+    model = nn.Sequential(
+        nn.Linear(5, 6), nn.BatchNorm1d(6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 3)
+    )
+    model[1].eval()
+    return model
 
 
 def with_dropout() -> nn.Module:
@@ -68,6 +81,7 @@ MODELS = {  # name: (constructor, shape of one input, size of all sites' outputs
     "attention": (Attention, (4, 3), 3 * 16 + 3),
     "shared": (SharedLayer, (5,), 13),
     "dropout": (with_dropout, (5,), 9),
+    "norms": (with_norms, (5,), 6 + 6 + 6 + 3),
 }
 
 

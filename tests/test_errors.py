@@ -121,7 +121,11 @@ ERRORS = {
     "empty batch": (step(model(), inputs=torch.ones(0, 3)), ValueError, r"of shape \[0, 3\]"),
     "no tensor": (step(model(), inputs="x"), ValueError, "Found a str"),
     "not finite": (
-        step(model(), inputs=torch.full((5, 3), float("nan"))), ValueError, "`jvps` should be finite"
+        step(model(), inputs=torch.full((5, 3), float("nan"))), ValueError, "`jvps` should be fin"
+    ),
+    "batch statistics": (
+        step(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))),
+        NotImplementedError, r"batch_norm in training mode.*nn\.GroupNorm",
     ),
     "inference mode": (in_inference_mode, RuntimeError, "outside torch.inference_mode"),
     "function in inference mode": (function_in_inference_mode, RuntimeError, "inference_mode"),

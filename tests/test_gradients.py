@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
-from models_for_tests import MODELS, build, gradients, relative_error
 from torch import nn
 
+import multitangent
+from models_for_tests import MODELS, build, gradients, relative_error
 from multitangent import (
     Activations,
     Best,
@@ -132,7 +133,7 @@ def test_losses_are_honoured(name, perturb):
     loss = LOSSES[name]
     if name in ("likelihood", "divergence"):
         model.append(nn.LogSoftmax(-1))
-    if name.startswith(("square", "smooth")) and name != "smoothed" or name == "divergence":
+    if (name.startswith(("square", "smooth")) and name != "smoothed") or name == "divergence":
         y = torch.rand(6, 3, dtype=torch.float64)
     expected_value = loss(model(x), y).mean()
     expected_value.backward()
@@ -335,6 +336,5 @@ def test_repr_names_every_setting():
 
 @pytest.mark.parametrize("value", [*SOURCES, *AGGREGATORS, *PERTURBATIONS], ids=repr)
 def test_repr_is_a_constructor_call(value):
-    import multitangent
-
-    assert eval(repr(value), vars(multitangent) | {n: getattr(multitangent, n) for n in multitangent.__all__}) == value  # fmt: skip
+    names = {name: getattr(multitangent, name) for name in multitangent.__all__}
+    assert eval(repr(value), names) == value

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from multitangent import Best, Mean, Projection, Rescaled, Sum
 
-AGGREGATORS = [Sum(), Mean(), Projection(), Best(1), Best(3), Rescaled(Mean()), Rescaled(Projection())]  # fmt: skip
+AGGREGATORS = [
+    Sum(), Mean(), Projection(), Best(1), Best(3), Rescaled(Mean()), Rescaled(Projection()),
+]  # fmt: skip
 
 
 def draw(num_tangents, dimension, seed, kind="independent"):
@@ -33,12 +35,12 @@ def combine(aggregator, tangents, gradient):
 
 
 def case(**changes):
-    table = dict(
-        num_tangents=st.integers(1, 12),
-        dimension=st.integers(1, 9),
-        seed=st.integers(0, 1000),
-        kind=st.sampled_from(["independent", "duplicated", "dependent", "zero", "long"]),
-    )
+    table = {
+        "num_tangents": st.integers(1, 12),
+        "dimension": st.integers(1, 9),
+        "seed": st.integers(0, 1000),
+        "kind": st.sampled_from(["independent", "duplicated", "dependent", "zero", "long"]),
+    }
     return st.builds(draw, **(table | changes))
 
 
@@ -92,7 +94,7 @@ def test_projection_depends_on_the_span_alone(problem, seed):
 @given(case())
 @settings(deadline=None)
 def test_projection_is_exact_in_the_span(problem):
-    tangents, weights = problem
+    tangents, _ = problem
     lengths = tangents.norm(dim=1, keepdim=True).clamp(min=1e-300)
     inside = (tangents / lengths).T @ torch.linspace(-1, 1, len(tangents), dtype=torch.float64)
     found = combine(Projection(), tangents, inside)

@@ -187,9 +187,10 @@ def test_primal_is_the_functions_own_value(name):
 
     function, args, kwargs = call(name)
     out, expected = function(*args, **kwargs), function(*primals(args), **primals(kwargs))
-    for item, value in zip([out] if isinstance(out, Tensor) else out,
-                           [expected] if isinstance(expected, Tensor) else expected, strict=True):  # fmt: skip
-        assert torch.equal(item.primal, value)
+    if isinstance(out, Tensor):
+        out, expected = [out], [expected]
+    for item, plain in zip(out, expected, strict=True):
+        assert torch.equal(item.primal, plain)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class Projection(Aggregator):
         >>> import torch
         >>> tangents = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
         >>> coefficients = Projection()(tangents @ tangents.T, tangents @ torch.tensor([3.0, 4.0]))
-        >>> coefficients @ tangents.double()
+        >>> (coefficients @ tangents.double()).round(decimals=6)
         tensor([3., 4.], dtype=torch.float64)
     """
 

@@ -31,8 +31,11 @@ def tangents(x: Any, ndim: int | None = None) -> Tensor | None:
 
 def full_tangents(x: Any, *axes: int) -> Tensor | None:
     """The tangents of `x` with all axes, or the given axes of `x`, in their full size."""
-    if type(x) is not DualTensor:
-        return None
+    return full(x, *axes) if type(x) is DualTensor else None
+
+
+def full(x: DualTensor, *axes: int) -> Tensor:
+    """`full_tangents` of a tensor that is known to be dual."""
     if not axes:
         return expanded(x)
     t, shape = x.tangents, x.primal.shape

@@ -51,6 +51,8 @@ class PartOfBatch(TorchFunctionMode):
     ) -> Any:
         if func in _DROPOUT:
             return self._dropout(_DROPOUT[func], *args, **(kwargs or {}))
+        if func is F.batch_norm:
+            _refuse_batch_statistics(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _dropout(
@@ -72,3 +74,21 @@ class PartOfBatch(TorchFunctionMode):
         generator = self.generator(self.calls, like.device)
         self.calls += 1
         return torch.rand(shape, generator=generator, device=like.device)
+
+
+def _refuse_batch_statistics(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    *rest: Any,
+    **kwargs: Any,
+) -> None:
+    if training:
+        raise NotImplementedError(
+            "Batch normalisation should use its running statistics: those of the batch tie the "
+            "samples together, and directional derivatives are taken sample by sample. Found "
+            "batch_norm in training mode. Try `.eval()` on those modules, or nn.GroupNorm."
+        )

@@ -61,7 +61,7 @@ class Activations:
 
         def sweeps(setting: Setting, parts: list[Part]) -> Iterator[Sweep]:
             for part in parts:
-                yield _ActivationSweep(self, setting, part, sites)
+                yield ActivationSweep(self, setting, part, sites)
 
         return sweeps
 
@@ -75,7 +75,7 @@ class _Injection:
     after: Tensor
 
 
-class _ActivationSweep:
+class ActivationSweep:
     """One part of the batch, pushed through the model with tangents injected at every site."""
 
     def __init__(
@@ -83,18 +83,22 @@ class _ActivationSweep:
     ) -> None:
         self.tangents = Tangents()
         self._options = options
-        self._setting = setting
-        self._part = part
-        self._sites = sites
+        self.setting = setting
+        self.part = part
+        self.sites = sites
         self._pull = LocalPull(sites, recompute=options.recompute)
         self._last: _Injection | None = None
 
     def push(self) -> tuple[Tensor, Tensor]:
         losses = self._sweep(self._inject)
-        return split_dual(losses, self._part.size)
+        return split_dual(losses, self.part.size)
+
+    def record(self) -> Tensor:
+        """Draw the tangents and record the layers without pushing; returns the losses ``[b]``."""
+        return self._sweep(lambda value, block: value)
 
     def backpropagate(self) -> tuple[Tensor, Tensor]:
-        losses = self._sweep(lambda value, block: value)  # draws the tangents, records the layers
+        losses = self.record()
         gradients = self._true_gradients()
         jvps = sum(
             torch.einsum("kbn,bn->kb", block.flatten(2).expand(-1, len(g), -1), g.flatten(1))
@@ -112,26 +116,26 @@ class _ActivationSweep:
             gradients[self._last.name] = self._gradient_of_output(primal(self._last.before))
         self._pull(
             gradients,
-            self._setting.scale(self._part),
-            lambda calls: self._setting.part_of_batch(self._part, calls),
+            self.setting.scale(self.part),
+            lambda calls: self.setting.part_of_batch(self.part, calls),
         )
 
     def _sweep(self, inject: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Run the model, drawing tangents and recording the layer at every site."""
         observer = _Observer(self, inject)
-        with torch.no_grad(), self._setting.part_of_batch(self._part) as observer.mode:
-            with observed(self._sites, observer):
-                output = call_model(self._setting.model, self._part.inputs)
+        with torch.no_grad(), self.setting.part_of_batch(self.part) as observer.mode:
+            with observed(self.sites, observer):
+                output = call_model(self.setting.model, self.part.inputs)
             if self._options.output == "exact":
                 output = self._without_last_injection(output)
-            return self._setting.losses(output, self._part)
+            return self.setting.losses(output, self.part)
 
     def _inject(self, value: Tensor, block: Tensor) -> Tensor:
         """The value with the block's tangents added to those that reached it."""
         return DualTensor(primal(value), add(tangents_of(value), block))
 
     def _draw(self, name: str, value: Tensor) -> Tensor:
-        part = self._part
+        part = self.part
         if value.ndim == 0 or value.shape[0] != part.size:
             raise ValueError(
                 f"`sites` should have outputs whose first axis is the batch, here {part.size}. "
@@ -140,7 +144,7 @@ class _ActivationSweep:
             )
         samples = range(part.rows.start, part.rows.stop)
         own = samples if self._options.share == "sample" else None
-        return self._setting.draw(
+        return self.setting.draw(
             self.tangents, name, primal(value), tuple(value.shape[1:]), own, part.target
         )
 
@@ -157,20 +161,20 @@ class _ActivationSweep:
 
     def _gradient_of_output(self, output: Tensor) -> Tensor:
         """The loss's own derivative with respect to the model's output, ``[b, *shape]``."""
-        with torch.enable_grad(), self._setting.part_of_batch(self._part):
+        with torch.enable_grad(), self.setting.part_of_batch(self.part):
             output = output.detach().requires_grad_()
-            return torch.autograd.grad(self._setting.losses(output, self._part).sum(), output)[0]
+            return torch.autograd.grad(self.setting.losses(output, self.part).sum(), output)[0]
 
     def _true_gradients(self) -> list[Tensor]:
         """The gradients with respect to all perturbed values, by backpropagation."""
         watch = _Watch()
         with (
             torch.enable_grad(),
-            self._setting.part_of_batch(self._part),
-            observed(self._sites, watch),
+            self.setting.part_of_batch(self.part),
+            observed(self.sites, watch),
         ):
-            output = call_model(self._setting.model, self._part.inputs)
-            total = self._setting.losses(output, self._part).sum()
+            output = call_model(self.setting.model, self.part.inputs)
+            total = self.setting.losses(output, self.part).sum()
         watched = watch.offsets
         if self._options.output == "exact":
             watched = watched[:-1]
@@ -183,7 +187,7 @@ class _ActivationSweep:
 class _Observer:
     """Draws and injects tangents at every site, and records the layer for its local step."""
 
-    def __init__(self, sweep: _ActivationSweep, inject: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, sweep: ActivationSweep, inject: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._sweep = sweep
         self._inject = inject
         self._active: Site | None = None
@@ -210,10 +214,9 @@ class _Observer:
             sweep._last = _Injection(name, detached, injected)
             return injected
 
-        with torch.no_grad():
-            replaced = pytree.tree_map(replace, output)
         sweep._pull.close()
-        return replaced
+        with torch._C.DisableTorchFunction():  # nothing here concerns the model's functions
+            return pytree.tree_map(replace, output)
 
 
 class _Watch:

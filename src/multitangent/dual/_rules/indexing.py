@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.dual._algebra import add, full_tangents, primal, tangents
+from multitangent.dual._algebra import add, full, full_tangents, primal, tangents
 from multitangent.dual._dispatch import set_item
 from multitangent.dual._dual_tensor import with_rows
 from multitangent.dual._fallback import jvp_by_vmap
@@ -31,9 +31,9 @@ def _get_item(out: Tensor, x: Any, index: Any) -> Tensor:
         return jvp_by_vmap(Tensor.__getitem__, (x, index), {}, x.tangents.shape[0])[0]
     t: Any = x.tangents
     if not (t.shape[1:2] == (1,) and isinstance(items[0], slice) and items[0] == slice(None)):
-        t = full_tangents(x)
+        t = full(x)
     elif t.shape[2:] != x.primal.shape[1:]:
-        t = full_tangents(x, *range(1, x.primal.ndim))
+        t = full(x, *range(1, x.primal.ndim))
     result: Tensor = t[(slice(None), *items)]
     return result
 

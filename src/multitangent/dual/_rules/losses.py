@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import add, full_tangents, scaled
+from multitangent.dual._algebra import add, full, primal, scaled
 from multitangent.dual._registry import register_rule
 
 
@@ -29,7 +29,7 @@ def _cross_entropy(
     wanted, total = _wanted(logits, target, classes, weight, ignore_index, label_smoothing)
     # The loss is -sum(wanted * log_softmax): its gradient is softmax * sum(wanted) - wanted.
     gradient = logits.softmax(classes) * wanted.sum(classes, keepdim=True) - wanted
-    along = (full_tangents(x, classes) * gradient).sum(classes + 1)
+    along = (full(x, classes) * gradient).sum(classes + 1)
     if reduction == "none":
         return along
     along = along.expand(along.shape[0], *gradient.select(classes, 0).shape)
@@ -71,8 +71,6 @@ def _mse_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    from multitangent.dual._algebra import primal
-
     difference = 2 * (primal(x) - primal(y))
     if weight is not None:
         difference = difference * weight

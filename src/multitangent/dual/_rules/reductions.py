@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.dual._algebra import full_tangents
+from multitangent.dual._algebra import full
 from multitangent.dual._registry import register_rule
 
 
@@ -23,8 +23,8 @@ def _sum(out: Tensor, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: 
     if x.primal.ndim == 0:
         return x.tangents
     axes = _axes(x, dim)
-    t = full_tangents(x, *axes)
-    return t.sum([axis + 1 for axis in axes], keepdim, dtype=dtype)  # type: ignore[union-attr]
+    t = full(x, *axes)
+    return t.sum([axis + 1 for axis in axes], keepdim, dtype=dtype)
 
 
 @register_rule(torch.mean, Tensor.mean)

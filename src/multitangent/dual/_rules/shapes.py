@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.dual._algebra import full_tangents
+from multitangent.dual._algebra import full, full_tangents
 from multitangent.dual._dual_tensor import DualTensor, with_rows
 from multitangent.dual._registry import register_rule, register_views
 
@@ -98,14 +98,14 @@ def _movedim(out: Tensor, x: Any, source: Any, destination: Any) -> Tensor:
 
 @register_rule(torch.narrow, Tensor.narrow)
 def _narrow(out: Tensor, x: Any, dim: int, start: int, length: int) -> Tensor:
-    t = full_tangents(x, dim)
-    return t.narrow(_axis(x, dim), start, length)  # type: ignore[union-attr]
+    t = full(x, dim)
+    return t.narrow(_axis(x, dim), start, length)
 
 
 @register_rule(torch.select, Tensor.select)
 def _select(out: Tensor, x: Any, dim: int, index: int) -> Tensor:
-    t = full_tangents(x, dim)
-    return t.select(_axis(x, dim), index)  # type: ignore[union-attr]
+    t = full(x, dim)
+    return t.select(_axis(x, dim), index)
 
 
 @register_rule(Tensor.expand)
@@ -121,13 +121,13 @@ def _expand_as(out: Tensor, x: Any, other: Tensor) -> Tensor:
 
 @register_rule(torch.unbind, Tensor.unbind)
 def _unbind(out: Any, x: Any, dim: int = 0) -> Any:
-    return full_tangents(x, dim).unbind(_axis(x, dim))  # type: ignore[union-attr]
+    return full(x, dim).unbind(_axis(x, dim))
 
 
 @register_rule(torch.chunk, Tensor.chunk)
 def _chunk(out: Any, x: Any, chunks: int, dim: int = 0) -> Any:
     sizes = [piece.shape[dim] for piece in out]
-    return full_tangents(x, dim).split(sizes, _axis(x, dim))  # type: ignore[union-attr]
+    return torch.split(full(x, dim), sizes, _axis(x, dim))
 
 
 @register_rule(torch.split, Tensor.split)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import full_tangents
+from multitangent.dual._algebra import full
 from multitangent.dual._registry import register_rule
 
 
@@ -23,7 +23,7 @@ def _softmax(
     out: Tensor, x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
     axis = _axis(x, dim)
-    weighted = full_tangents(x, axis - 1) * out  # type: ignore[operator]
+    weighted = full(x, axis - 1) * out
     return weighted - out * weighted.sum(axis, keepdim=True)
 
 
@@ -32,6 +32,6 @@ def _log_softmax(
     out: Tensor, x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
     axis = _axis(x, dim)
-    t = full_tangents(x, axis - 1)
-    mean = (t * out.exp()).sum(axis, keepdim=True)  # type: ignore[operator]
+    t = full(x, axis - 1)
+    mean = (t * out.exp()).sum(axis, keepdim=True)
     return t - mean

@@ -1,0 +1,1 @@
+"""What the command line consists of; `multitangent.cli` puts it together."""

@@ -1,0 +1,13 @@
+"""Named configurations."""
+
+from multitangent.training.config import CompareConfig, TrainConfig
+
+# Section IV-D: the widest network of the paper, on MNIST.
+TRAIN = {
+    "paper": TrainConfig(dataset="mnist", width=4096, gradient="projection"),
+    "demo": TrainConfig(width=64, epochs=60),
+}
+COMPARE = {
+    "paper": CompareConfig(dataset="mnist", width=4096),
+    "demo": CompareConfig(width=64, epochs=60),
+}

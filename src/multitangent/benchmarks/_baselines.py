@@ -1,0 +1,81 @@
+"""The same step as `ForwardGradient`, written with what PyTorch offers.
+
+Tangents, aggregation and the local step are shared; only the directional derivatives are computed
+in another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad as _forward_ad
+
+from multitangent._batch import call_model
+from multitangent._estimator import GradientEstimator
+from multitangent.perturbation import ActivationSweep, Site, Sweep, observed
+
+forward_ad: Any = _forward_ad  # which has no types
+
+
+class PythonLoop(GradientEstimator):
+    """One forward pass over `torch.autograd.forward_ad` dual numbers for each tangent."""
+
+    def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
+        assert isinstance(sweep, ActivationSweep)
+        losses = sweep.record()
+        blocks = list(sweep.tangents.blocks.values())
+        rows = []
+        for k in range(len(blocks[0])):
+            with torch.no_grad(), forward_ad.dual_level():
+
+                def inject(value: Tensor, site: int, k: int = k) -> Tensor:
+                    primal, tangent = forward_ad.unpack_dual(value)
+                    block = blocks[site][k].expand_as(primal)
+                    return forward_ad.make_dual(
+                        primal, block if tangent is None else tangent + block
+                    )
+
+                rows.append(forward_ad.unpack_dual(_run(sweep, inject)).tangent)
+        return losses, torch.stack(rows)
+
+
+class VmapJvp(GradientEstimator):
+    """``torch.func.vmap(torch.func.jvp(model))`` over the K tangents."""
+
+    def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
+        assert isinstance(sweep, ActivationSweep)
+        losses = sweep.record()
+        blocks = tuple(sweep.tangents.blocks.values())
+        origin = tuple(torch.zeros_like(block[0]) for block in blocks)
+
+        def perturbed(*offsets: Tensor) -> Tensor:
+            return _run(sweep, lambda value, site: value + offsets[site])
+
+        def along(*tangents: Tensor) -> Tensor:
+            return torch.func.jvp(perturbed, origin, tangents)[1]
+
+        with torch.no_grad():
+            return losses, torch.func.vmap(along)(*blocks)
+
+
+def _run(sweep: ActivationSweep, inject: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """The losses of a forward pass with something done at every site."""
+    with observed(sweep.sites, _Injector(inject)):
+        output = call_model(sweep.setting.model, sweep.part.inputs)
+    return sweep.setting.losses(output, sweep.part)
+
+
+class _Injector:
+    def __init__(self, inject: Callable[[Tensor, int], Tensor]) -> None:
+        self._inject = inject
+        self._count = 0
+
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pass
+
+    def leave(self, site: Site, output: Any) -> Any:
+        self._count += 1
+        return self._inject(output, self._count - 1)

@@ -1,0 +1,72 @@
+"""Several gradients, side by side."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from multitangent.training._curves import draw_curves
+from multitangent.training._files import write_text
+from multitangent.training._result import TrainResult
+from multitangent.training._train import train
+from multitangent.training.config import CompareConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The outcome of a comparison.
+
+    Args:
+        run_dir: The folder with `curves.png`, `comparison.json` and the folder of every run.
+        results: One result per gradient.
+    """
+
+    run_dir: Path
+    results: tuple[TrainResult, ...]
+
+    def time_ratio(self, result: TrainResult) -> float | None:
+        """Returns the time of an epoch over that of backpropagation, if that was compared."""
+        times = {other.gradient: other.seconds_per_epoch for other in self.results}
+        reference = times.get("backpropagation")
+        return result.seconds_per_epoch / reference if reference else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns everything as JSON values."""
+        runs = [
+            r.as_json() | {"ratio_to_backpropagation": self.time_ratio(r)} for r in self.results
+        ]
+        return {"run_dir": str(self.run_dir), "runs": runs}
+
+
+def compare(
+    config: CompareConfig, callbacks: Callable[[TrainConfig], Sequence[Callback]] = lambda _: ()
+) -> Comparison:
+    """Trains the same model with several gradients, one after the other, and draws the curves.
+
+    Runs that have finished before are not run again, those that have begun are continued.
+
+    Args:
+        config: What to compare.
+        callbacks: Further callbacks for lightning's trainer, for each run.
+
+    Returns:
+        The results, in the order of `config.gradients`.
+
+    Raises:
+        ConfigError: The configuration cannot be run.
+        DataError: The data set cannot be had.
+        NonFiniteLoss: The loss of a run has become infinite or NaN; the others are kept.
+    """
+    config = config.resolved()
+    folder = Path(config.run_dir or ".")
+    runs = config.runs()
+    results = tuple(train(run, callbacks(run)) for run in runs)
+    comparison = Comparison(run_dir=folder, results=results)
+    title = f"Fully-connected network of width {config.width} on {config.dataset}"
+    curves = {run.label: result.metrics() for run, result in zip(runs, results, strict=True)}
+    draw_curves(curves, folder / "curves.png", title)
+    write_text(folder / "comparison.json", json.dumps(comparison.as_json(), indent=2) + "\n")
+    return comparison

@@ -1,0 +1,94 @@
+"""One run, from a configuration to its result."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+from multitangent.data import Dataset, load_dataset
+from multitangent.models import fully_connected
+from multitangent.training._callbacks import MetricsFile
+from multitangent.training._curves import draw_curves
+from multitangent.training._data import DatasetModule
+from multitangent.training._files import write_text
+from multitangent.training._gradients import build_gradient
+from multitangent.training._module import GradientModule
+from multitangent.training._optimizers import build_optimizer
+from multitangent.training._result import TrainResult, read_result
+from multitangent.training._run_folder import begin, is_finished
+from multitangent.training._trainer import build_trainer, choose_device, interruptible, quiet
+from multitangent.training.config import TrainConfig
+
+
+def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResult:
+    """Trains one model with one gradient, and tests it as it was at the best epoch.
+
+    Training stops when the validation loss has not improved for `config.patience` epochs. A run
+    that has finished before is not run again: its stored result is returned.
+
+    Args:
+        config: What to train and how.
+        callbacks: Further callbacks for lightning's trainer.
+
+    Returns:
+        The result, which is stored in the run's folder as well.
+
+    Raises:
+        ConfigError: The configuration cannot be run.
+        DataError: The data set cannot be had.
+        NonFiniteLoss: The loss has become infinite or NaN.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     result = train(TrainConfig(gradient="backpropagation", epochs=2, run_dir=folder))
+        ...     print(result.metrics()["epoch"].tolist())
+        [1, 2]
+    """
+    config = config.resolved()
+    folder = Path(config.run_dir or ".")
+    if is_finished(config, folder):
+        return read_result(folder)
+    with quiet(), interruptible():
+        device = choose_device(config)
+        dataset = load_dataset(config.dataset, config.data_dir, device=device)
+        module = _build_module(config, dataset, device)
+        data = DatasetModule(dataset, config.batch_size, config.seed)
+        metrics = MetricsFile(folder / "metrics.csv")
+        trainer = build_trainer(config, device, folder, [*callbacks, metrics])
+        begin(config, folder)
+        last, best = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None)
+        rows = metrics.rows  # as of now: the best checkpoint brings its own
+        (tested,) = trainer.test(module, data, ckpt_path=best, verbose=False)
+    best_row = min(rows, key=lambda row: row["validation_loss"])
+    seconds = sorted(row["seconds"] for row in rows)
+    result = TrainResult(
+        run_dir=folder,
+        gradient=config.gradient,
+        num_tangents=None if config.gradient == "backpropagation" else config.num_tangents,
+        learning_rate=module.optimizer.param_groups[0]["lr"],
+        epochs=len(rows),
+        best_epoch=int(best_row["epoch"]),
+        validation_loss=best_row["validation_loss"],
+        validation_error=best_row["validation_error"],
+        test_loss=tested["test_loss"],
+        test_error=tested["test_error"],
+        seconds_per_epoch=seconds[len(seconds) // 2],
+    )
+    draw_curves({config.label: result.metrics()}, folder / "curves.png")
+    write_text(folder / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
+    return result
+
+
+def _build_module(config: TrainConfig, dataset: Dataset, device: torch.device) -> GradientModule:
+    with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same on every device
+        torch.manual_seed(config.seed)
+        model = fully_connected(dataset.image_shape, dataset.num_classes, config.width)
+    model.to(device)
+    optimizer = build_optimizer(config.optimizer, model.parameters(), config.learning_rate)
+    gradient = build_gradient(config, model, nn.CrossEntropyLoss())
+    return GradientModule(model, gradient, optimizer)

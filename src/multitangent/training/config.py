@@ -1,0 +1,162 @@
+"""What to run, as plain values: importing this loads neither torch nor lightning.
+
+Fields marked `Suppress` are no options of the command line, for the sake of a short `--help`;
+they are set in Python or in a `--config` file.
+"""
+
+from dataclasses import dataclass, fields, replace
+from hashlib import sha256
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Suppress
+
+from multitangent.training._checks import check_fields
+from multitangent.training._learning_rates import default_learning_rate
+
+Gradient = Literal["backpropagation", "single", "sum", "mean", "projection"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What a run and a comparison of runs have in common."""
+
+    dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
+    """Data set; digits needs neither files nor a network."""
+    data_dir: Path | None = None
+    """Folder of the data; by default $MULTITANGENT_DATA, else the user's cache folder."""
+    model: Suppress[Literal["fc"]] = "fc"
+    """The paper's fully-connected network."""
+    width: int = 256
+    """Width of the two hidden layers."""
+    num_tangents: int = 16
+    """K, the number of tangents per step."""
+    tangents: Literal["normal", "rademacher", "sphere", "orthogonal"] = "normal"
+    """How tangents are drawn."""
+    perturb: Literal["activations", "weights"] = "activations"
+    """What tangents are directions of."""
+    share: Suppress[Literal["batch", "sample"]] = "batch"
+    """Whether the samples of a batch share their tangents (activations only)."""
+    output: Suppress[Literal["perturbed", "exact"]] = "perturbed"
+    """Whether the logits are perturbed too, or use the loss's own derivative (activations only)."""
+    simulated: Suppress[bool] = False
+    """Whether directional derivatives are computed from backpropagation, to study large K."""
+    optimizer: str = "SGD"
+    """Any optimizer of torch.optim, by name."""
+    batch_size: int = 64
+    """Samples per step."""
+    epochs: int = 200
+    """Epochs at most."""
+    patience: Suppress[int] = 10
+    """Epochs without a better validation loss after which to stop."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the data and the tangents."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: on the GPU if there is one."""
+    run_dir: Path | None = None
+    """Folder for what is produced; by default below runs/, named after the configuration."""
+
+    def __post_init__(self) -> None:
+        positive = ("width", "num_tangents", "batch_size", "epochs", "patience")
+        check_fields(self, dict.fromkeys(positive, 1) | {"seed": 0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(_Settings):
+    """Train one model with one gradient.
+
+    Examples:
+        >>> TrainConfig(dataset="mnist", num_tangents=20).resolved().learning_rate
+        0.04232
+        >>> TrainConfig(epochs=0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        multitangent.training._errors.ConfigError: `epochs` should be at least 1. Found 0. ...
+    """
+
+    gradient: Gradient = "projection"
+    """The gradient; single: the forward gradient of one tangent."""
+    learning_rate: float | None = None
+    """By default one that is known to suit, and for optimizers other than SGD that of torch."""
+    resume: bool = False
+    """Continue a run that was interrupted, or one that is to have more epochs."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too."""
+
+    def resolved(self) -> "TrainConfig":
+        """Returns an equal configuration in which what is implied is filled in.
+
+        That is the learning rate for SGD, the folder, and the values that do not matter to
+        `gradient`, so that equal runs have equal configurations.
+        """
+        config = self
+        if config.gradient == "single":
+            config = replace(config, num_tangents=1)
+        if config.gradient == "backpropagation":
+            names = ("num_tangents", "tangents", "perturb", "share", "output", "simulated")
+            config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
+        if config.learning_rate is None and config.optimizer == "SGD":
+            rate = default_learning_rate(
+                config.dataset, config.gradient, config.width, config.num_tangents
+            )
+            config = replace(config, learning_rate=rate)
+        if config.run_dir is None:
+            name = f"{config.dataset}-{config.label}-{config.hash}"
+            config = replace(config, run_dir=Path("runs", name))
+        return config
+
+    @property
+    def label(self) -> str:
+        """The gradient's name, and the number of tangents if that is for the user to choose."""
+        alone = self.gradient in ("backpropagation", "single")
+        return self.gradient if alone else f"{self.gradient}-{self.num_tangents}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the numbers that come out, as JSON values."""
+        return {name: value for name, value in as_json(self).items() if name not in _PLACES}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits, the same for the same `identity` on every machine."""
+        return sha256(dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(_Settings):
+    """Train the same model with several gradients and draw them together.
+
+    Examples:
+        >>> [run.label for run in CompareConfig(width=64).runs()]
+        ['backpropagation', 'single', 'mean-16', 'projection-16']
+    """
+
+    gradients: tuple[Gradient, ...] = ("backpropagation", "single", "mean", "projection")
+    """The gradients to compare."""
+
+    def resolved(self) -> "CompareConfig":
+        """Returns an equal configuration in which the folder is filled in."""
+        if self.run_dir is not None:
+            return self
+        digits = sha256("".join(run.hash for run in self.runs()).encode()).hexdigest()[:12]
+        return replace(self, run_dir=Path("runs", f"compare-{self.dataset}-{digits}"))
+
+    def runs(self) -> tuple[TrainConfig, ...]:
+        """Returns the runs, each to be continued if it was begun before."""
+        shared = {field.name: getattr(self, field.name) for field in fields(_Settings)}
+        runs = (TrainConfig(**shared, gradient=name, resume=True) for name in self.gradients)
+        return tuple(
+            replace(run, run_dir=self.run_dir and self.run_dir / run.label).resolved()
+            for run in runs
+        )
+
+
+def as_json(config: _Settings) -> dict[str, Any]:
+    """Returns the fields of `config` as values that JSON and TOML have, except for None."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {n: str(value) if isinstance(value, Path) else value for n, value in values.items()}
+
+
+_DEFAULTS = _Settings()
+_PLACES = ("data_dir", "device", "run_dir", "resume", "tensorboard")

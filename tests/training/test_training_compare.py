@@ -1,0 +1,38 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from multitangent.training import CompareConfig, compare
+from multitangent.training._curves import draw_curves
+
+SMALL = CompareConfig(width=8, num_tangents=4, epochs=2, batch_size=256, device="cpu")
+
+
+def test_compare(tmp_path: Path) -> None:
+    comparison = compare(replace(SMALL, run_dir=tmp_path))
+    assert [result.gradient for result in comparison.results] == list(SMALL.gradients)
+    assert [result.num_tangents for result in comparison.results] == [None, 1, 4, 4]
+    assert comparison.time_ratio(comparison.results[0]) == 1
+    names = {"backpropagation", "single", "mean-4", "projection-4"}
+    assert {path.name for path in tmp_path.iterdir()} == names | {"curves.png", "comparison.json"}
+
+
+def test_finished_runs_are_skipped(tmp_path: Path) -> None:
+    started = []
+    config = replace(SMALL, run_dir=tmp_path, gradients=("backpropagation", "mean"))
+    first = compare(replace(config, gradients=("mean",)))
+    assert first.time_ratio(first.results[0]) is None
+    written = (tmp_path / "mean-4" / "metrics.csv").stat().st_mtime_ns
+    again = compare(config, lambda run: started.append(run.gradient) or ())
+    assert started == ["backpropagation", "mean"]
+    assert again.results[1] == first.results[0]
+    assert (tmp_path / "mean-4" / "metrics.csv").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("errors", [[0.5, 0.25], [0.5, 0.0], [0.0, 0.0]])
+def test_curves_of_perfect_runs(errors: list[float], tmp_path: Path) -> None:
+    run = pd.DataFrame({"epoch": [1, 2], "train_loss": [1.0, 0.5], "validation_error": errors})
+    draw_curves({"a": run, "b": run}, tmp_path / "curves.png", "title")
+    assert (tmp_path / "curves.png").stat().st_size > 1000

@@ -1,0 +1,87 @@
+import tomllib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from multitangent._cli._presets import COMPARE, TRAIN
+from multitangent.data import DATASET_NAMES
+from multitangent.training import CompareConfig, ConfigError, TrainConfig
+from multitangent.training._run_folder import to_toml
+
+BAD = {
+    "dataset": ("mnits", "`dataset` should be one of .* Found 'mnits'. Try 'mnist'"),
+    "gradient": ("project", "Try 'projection'"),
+    "width": (0, "`width` should be at least 1. Found 0. Try the default, 256"),
+    "num_tangents": (0, "`num_tangents` should be at least 1"),
+    "epochs": (2.5, "`epochs` should be a whole number. Found 2.5"),
+    "batch_size": (True, "`batch_size` should be a whole number. Found True"),
+    "seed": (-1, "`seed` should be at least 0"),
+    "learning_rate": (float("nan"), "`learning_rate` should be positive and finite"),
+    "optimizer": (3, "`optimizer` should be a string"),
+    "run_dir": (3, "`run_dir` should be a path"),
+    "tensorboard": ("yes", "`tensorboard` should be true or false"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_value(name: str) -> None:
+    value, message = BAD[name]
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["mean", [], ["mean", "meen"]])
+def test_bad_gradients(value: Any) -> None:
+    with pytest.raises(ConfigError, match="`gradients` should be"):
+        CompareConfig(gradients=value)
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, float("inf")])
+def test_bad_learning_rate(rate: float) -> None:
+    with pytest.raises(ConfigError, match="`learning_rate` should be positive and finite"):
+        TrainConfig(learning_rate=rate)
+
+
+def test_every_data_set_can_be_chosen() -> None:
+    for name in DATASET_NAMES:
+        TrainConfig(dataset=name)  # type: ignore[arg-type]
+
+
+def test_hash_is_pinned() -> None:
+    """Stored runs are found again by every later version, on every machine."""
+    assert TrainConfig().resolved().hash == "d4f4d4c93cc7"
+
+
+def test_hash_is_that_of_what_determines_the_result() -> None:
+    config = TrainConfig()
+    same = replace(config, run_dir="x", data_dir="y", resume=True, tensorboard=True, device="cpu")
+    assert same.hash == config.hash
+    for change in ({"seed": 1}, {"width": 8}, {"gradient": "mean"}, {"learning_rate": 0.1}):
+        assert replace(config, **change).hash != config.hash
+
+
+def test_equal_runs_have_equal_hashes() -> None:
+    exact = TrainConfig(gradient="backpropagation", num_tangents=4, tangents="sphere")
+    assert exact.resolved().hash == TrainConfig(gradient="backpropagation").resolved().hash
+    single = TrainConfig(gradient="single", num_tangents=4)
+    assert single.resolved().num_tangents == 1
+
+
+def test_learning_rate_is_left_to_other_optimizers() -> None:
+    assert TrainConfig(optimizer="Adam").resolved().learning_rate is None
+    assert TrainConfig().resolved().learning_rate is not None
+
+
+@pytest.mark.parametrize("preset", TRAIN.values())
+def test_toml_round_trip(preset: TrainConfig) -> None:
+    config = replace(preset, data_dir='a "quoted" \\ folder').resolved()
+    assert TrainConfig(**tomllib.loads(to_toml(config))) == config
+
+
+def test_runs_of_a_comparison_differ_in_the_gradient_only() -> None:
+    for preset in COMPARE.values():
+        runs = replace(preset, num_tangents=3, seed=7).resolved().runs()
+        assert tuple(run.gradient for run in runs) == preset.gradients
+        assert {run.seed for run in runs} == {7}
+        assert len({run.run_dir for run in runs}) == len(runs)
