@@ -4,7 +4,6 @@ Torch is loaded only when a command runs: `--help` must be quick.
 """
 
 import json
-import torch
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence

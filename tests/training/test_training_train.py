@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch.nn.functional import cross_entropy
 
+from multitangent.data import load_dataset
+from multitangent.models import fully_connected
 from multitangent.training import ConfigError, NonFiniteLoss, TrainConfig, TrainResult, train
 
 GRADIENTS = ("backpropagation", "single", "sum", "mean", "projection")
@@ -82,6 +85,22 @@ def test_result_is_that_of_the_best_epoch(whole: TrainResult) -> None:
     assert whole.best_epoch == table["validation_loss"].idxmin()
     assert whole.validation_error == table["validation_error"][whole.best_epoch]
     assert 0 < whole.test_error < 1
+
+
+def test_the_best_epoch_is_tested(tmp_path: Path) -> None:
+    result = train(early(tmp_path))
+    assert result.best_epoch < result.epochs
+    digits = load_dataset("digits")
+    model = fully_connected(digits.image_shape, digits.num_classes, SMALL.width)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in weights(result, "best").items()})
+    for split, loss, error in (
+        (digits.validation, result.validation_loss, result.validation_error),
+        (digits.test, result.test_loss, result.test_error),
+    ):
+        logits = model(split.images)
+        assert cross_entropy(logits, split.labels).item() == pytest.approx(loss, rel=1e-5)
+        wrong = (logits.argmax(1) != split.labels).float().mean().item()
+        assert wrong == pytest.approx(error)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

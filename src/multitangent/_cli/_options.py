@@ -26,7 +26,7 @@ class Options(Generic[Config]):
     """TOML file with any of these settings, such as the config.toml of a run; only there: patience,
     share, output, simulated."""
     preset: str | None = None
-    """Named settings to start from: demo or paper."""
+    """Named settings to start from: demo or paper, where the command has them."""
 
 
 def starting_point(
@@ -67,8 +67,7 @@ def _read(path: Path, config: Any) -> dict[str, Any]:
 
 def _unknown(what: str, found: str, known: Mapping[str, Any] | Sequence[str]) -> ConfigError:
     names = sorted(known)
-    close = get_close_matches(found, names, n=1)
-    return ConfigError(
-        f"`{what}` should be one of {', '.join(names)}. Found {found!r}. "
-        f"Try {(close or names)[0]!r}."
-    )
+    close = get_close_matches(found, names, n=1) or names
+    hint = f"Try {close[0]!r}." if close else "Try without."
+    known_names = ", ".join(names) or "none, as there are none"
+    return ConfigError(f"`{what}` should be one of {known_names}. Found {found!r}. {hint}")

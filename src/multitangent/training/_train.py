@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 from lightning.pytorch import Callback
@@ -65,7 +66,6 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
         rows = metrics.rows  # as of now: the best checkpoint brings its own
         (tested,) = trainer.test(module, data, ckpt_path=best, verbose=False)
     best_row = min(rows, key=lambda row: row["validation_loss"])
-    seconds = sorted(row["seconds"] for row in rows)
     result = TrainResult(
         run_dir=folder,
         gradient=config.gradient,
@@ -77,7 +77,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
         validation_error=best_row["validation_error"],
         test_loss=tested["test_loss"],
         test_error=tested["test_error"],
-        seconds_per_epoch=seconds[len(seconds) // 2],
+        seconds_per_epoch=median(row["seconds"] for row in rows),
     )
     draw_curves({config.label: result.metrics()}, folder / "curves.png")
     write_text(folder / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
