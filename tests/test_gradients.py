@@ -338,3 +338,15 @@ def test_repr_names_every_setting():
 def test_repr_is_a_constructor_call(value):
     names = {name: getattr(multitangent, name) for name in multitangent.__all__}
     assert eval(repr(value), names) == value
+
+
+def test_what_is_trainable_may_change_between_steps():
+    model, x, y, _ = build("mlp")
+    gradient = ForwardGradient(model, nn.CrossEntropyLoss(), StandardBasis(13))
+    model[1].requires_grad_(False)
+    gradient(x, y)
+    assert model[1].weight.grad is None
+    model[1].requires_grad_(True)
+    model.zero_grad()
+    gradient(x, y)
+    assert model[1].weight.grad is not None

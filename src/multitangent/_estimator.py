@@ -47,7 +47,7 @@ class GradientEstimator(ABC):
                 "`micro_batch` should be 'auto' or an integer of at least 1. "
                 f"Found {micro_batch!r}."
             )
-        self.perturb.bind(model)  # so that a model that does not fit is an error here, not later
+        self._bind()  # so that a model that does not fit is an error here, not later
 
     def __call__(self, inputs: Any, target: Any) -> Tensor:
         """Fill ``.grad`` of every trainable parameter, adding to what is there.
@@ -64,6 +64,8 @@ class GradientEstimator(ABC):
             ValueError: If a loss, a directional derivative or a Gram matrix is not finite.
         """
         refuse_inference_mode()
+        if [p.requires_grad for p in self._parameters] != self._trainable:
+            self._bind()
         size = None if self.micro_batch == "auto" else self.micro_batch
         parts = list(split(inputs, target, size))
         setting = Setting(
@@ -76,7 +78,7 @@ class GradientEstimator(ABC):
         values = []
         estimates = []
         with record_fallbacks() as fallbacks:
-            for sweep in self.perturb.bind(self.model)(setting, parts):
+            for sweep in self._sweeps(setting, parts):
                 losses, jvps = self._differentiate(sweep)
                 gram, dimension = sweep.tangents.gram(), sweep.tangents.dimension
                 combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
@@ -86,6 +88,12 @@ class GradientEstimator(ABC):
         self._last_step = estimates, fallbacks
         self.step += 1
         return torch.cat(values).sum() * self._per_sample.scale(parts[0].batch_size)
+
+    def _bind(self) -> None:
+        """Find the sites, which depend on what is trainable."""
+        self._parameters = list(self.model.parameters())
+        self._trainable = [p.requires_grad for p in self._parameters]
+        self._sweeps = self.perturb.bind(self.model)
 
     @abstractmethod
     def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ class ForwardGradient(GradientEstimator):
     to ``.grad`` of every trainable parameter (Section III).
 
     Args:
-        model: Any module.
+        model: Any module. Which parameters are trainable may change between steps; its modules
+            are those it had when the gradient was made.
         loss: A callable ``(output, target) -> [B]``, of which the mean is taken, or a loss module
             of PyTorch, whose ``reduction`` is honoured.
         tangents: Where the K tangents come from, ``Normal(16)`` by default; sources add up.

@@ -75,7 +75,7 @@ class Setting:
         """
 
         def generator(call: int, device: torch.device) -> torch.Generator:
-            return self.stream.generator(device, "dropout", call)
+            return self.stream.generator(device, self.stream.key("dropout", call))
 
         with (
             torch.random.fork_rng(devices=[]),

@@ -132,17 +132,17 @@ def draw_independent(
     (seed, step, site, sample).
     """
 
-    def generator(*place: int | str) -> torch.Generator:
-        return request.stream.generator(request.device, request.site, *place)
-
+    stream, device = request.stream, request.device
     if request.samples is None:
         shared = _empty(request, num_tangents, prod(request.shape))
-        for k in range(num_tangents):
-            fill(shared[k], generator(request.first + k))
+        first = stream.key(request.site) + request.first
+        for k, row in enumerate(shared.unbind()):
+            fill(row, stream.generator(device, first + k))
         return shared.view(num_tangents, 1, *request.shape)
     own = _empty(request, len(request.samples), num_tangents, prod(request.shape))
-    for row, sample in zip(own, request.samples, strict=True):
-        fill(row, generator("sample", sample, request.first))
+    first = stream.key(request.site, "sample", request.first)
+    for sample, rows in zip(request.samples, own.unbind(), strict=True):
+        fill(rows, stream.generator(device, first + sample))
     return own.transpose(0, 1).reshape(num_tangents, len(request.samples), *request.shape)
 
 

@@ -20,11 +20,16 @@ class Stream:
         self.step = step
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def generator(self, device: torch.device, *place: int | str) -> torch.Generator:
-        """The generator of a place, at its start; valid until the next call."""
+    def key(self, *place: int | str) -> int:
+        """The seed of a place; those that follow it are free for the rows of a block."""
+        text = repr((self.seed, self.step, *place)).encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+    def generator(self, device: torch.device, key: int) -> torch.Generator:
+        """The generator with a seed, at its start; valid until the next call.
+
+        The generator of the CPU reads 32 bits of the seed, that of CUDA 64.
+        """
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
-        text = repr((self.seed, self.step, *place)).encode()
-        key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-        # The generator of the CPU reads 32 bits, that of CUDA 64.
-        return self._generators[device].manual_seed(key % (1 << 63))
+        return self._generators[device].manual_seed(key)
