@@ -131,7 +131,6 @@ def draw_independent(
     Row k of a shared block is a function of (seed, step, site, k); the rows of a sample are one of
     (seed, step, site, sample).
     """
-
     stream, device = request.stream, request.device
     if request.samples is None:
         shared = _empty(request, num_tangents, prod(request.shape))
