@@ -46,9 +46,10 @@ def diagnose(estimates: list[tuple[Combination, Tensor]], fallbacks: set[str]) -
     """Put together the parts of a step: combinations, and the Gram matrices of what was drawn."""
     jvps = torch.cat([c.jvps if c.jvps.ndim == 2 else c.jvps[:, None] for c, _ in estimates], 1)
     norms = torch.cat([_norm(c.coefficients, gram) for c, gram in estimates])
-    first = estimates[0][0]
-    gram = first.gram if first.gram.ndim == 2 else torch.cat([c.gram for c, _ in estimates])
-    whole = first.jvps.ndim == 1
+    whole = estimates[0][0].jvps.ndim == 1
+    grams = [c.gram.reshape(-1, *c.gram.shape[-2:]) for c, _ in estimates]
+    shared = all(torch.equal(gram, grams[0][:1]) for gram in grams)
+    gram = grams[0][0] if shared else torch.cat(grams)
     return Diagnostics(
         jvps[:, 0] if whole else jvps, gram, norms[0] if whole else norms, frozenset(fallbacks)
     )

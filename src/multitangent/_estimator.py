@@ -80,9 +80,10 @@ class GradientEstimator(ABC):
         with record_fallbacks() as fallbacks:
             for sweep in self._sweeps(setting, parts):
                 losses, jvps = self._differentiate(sweep)
-                gram, dimension = sweep.tangents.gram(), sweep.tangents.dimension
-                combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
-                sweep.pull(combined.coefficients)
+                with torch.autocast(losses.device.type, enabled=False):
+                    gram, dimension = sweep.tangents.gram(), sweep.tangents.dimension
+                    combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
+                    sweep.pull(combined.coefficients)
                 values.append(losses)
                 estimates.append((combined, gram))
         self._last_step = estimates, fallbacks
@@ -122,7 +123,11 @@ class GradientEstimator(ABC):
         self.seed, self.step = int(state["seed"]), int(state["step"])
 
     def __repr__(self) -> str:
-        loss = self.loss if isinstance(self.loss, nn.Module) else self.loss.__name__
+        loss = (
+            self.loss
+            if isinstance(self.loss, nn.Module)
+            else getattr(self.loss, "__name__", repr(self.loss))
+        )
         return (
             f"{type(self).__name__}({type(self.model).__name__}(...), {loss}, "
             f"tangents={self.tangents}, aggregator={self.aggregator}, perturb={self.perturb}, "

@@ -24,7 +24,10 @@ class ForwardGradient(GradientEstimator):
         aggregator: How the directional derivatives are combined, ``Projection()`` by default.
         perturb: ``"activations"``, ``"weights"``, or a configured `Activations` or `Weights`.
         seed: All random numbers are a function of it and of the count of the steps.
-        micro_batch: How many samples are pushed at a time. The result does not depend on it.
+        micro_batch: How many samples are pushed at a time. The result does not depend on it, unless
+            the model draws random numbers other than dropout's. The size of the batch is the first
+            axis of the first input; all tensors among inputs and target with a first axis of that
+            size are split.
 
     Raises:
         ValueError: If an argument is out of range, or the model does not fit the perturbation.

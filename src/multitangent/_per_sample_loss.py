@@ -43,15 +43,17 @@ class PerSampleLoss:
             self._function, (nn.CrossEntropyLoss, nn.NLLLoss)
         ):
             return 1.0
-        if not isinstance(target, Tensor) or target.is_floating_point():
+        if not isinstance(target, Tensor):
             return 1.0
+        if target.is_floating_point():  # class probabilities, of B times some positions
+            return 1.0 if target.ndim < 2 else target.shape[0] * target.shape[1] / target.numel()
         kept = target != self._function.ignore_index
         weight = self._function.weight
         if weight is None:
             divisor = kept.sum()
         else:
             divisor = weight[torch.where(kept, target, 0)].mul(kept).sum()
-        return target.shape[0] / float(divisor)
+        return target.shape[0] / float(divisor) if divisor else float("nan")
 
     def __call__(self, output: Any, target: Any, correction: float = 1.0) -> Tensor:
         """The losses ``[b]`` of b samples."""

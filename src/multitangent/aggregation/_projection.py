@@ -21,7 +21,8 @@ class Projection(Aggregator):
     Args:
         rtol: Eigenvalues of the normalised Gram matrix below this fraction of the largest count
             as zero. By default the larger of K times the rounding of float64 and the square of
-            100 times the precision of the directional derivatives, beyond which those are noise.
+            100 times the precision of the directional derivatives, beyond which those are noise, at
+            most 1e-6.
 
     Examples:
         >>> import torch
@@ -51,7 +52,7 @@ class Projection(Aggregator):
         if self.rtol is not None:
             return self.rtol
         rounding = measured.gram.shape[-1] * torch.finfo(torch.float64).eps
-        return max(rounding, (100 * measured.precision) ** 2)
+        return max(rounding, min((100 * measured.precision) ** 2, 1e-6))
 
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
         return min(num_tangents / dimension, 1.0)

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad as _forward_ad
 
 from multitangent._batch import call_model
 from multitangent._estimator import GradientEstimator
-from multitangent.perturbation import ActivationSweep, Site, Sweep, observed
+from multitangent.perturbation import ActivationSweep, Site, Sweep, Visitor, observed
 
 forward_ad: Any = _forward_ad  # which has no types
 
@@ -68,14 +68,14 @@ def _run(sweep: ActivationSweep, inject: Callable[[Tensor, int], Tensor]) -> Ten
     return sweep.setting.losses(output, sweep.part)
 
 
-class _Injector:
+class _Injector(Visitor):
     def __init__(self, inject: Callable[[Tensor, int], Tensor]) -> None:
+        super().__init__()
         self._inject = inject
         self._count = 0
 
-    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pass
-
     def leave(self, site: Site, output: Any) -> Any:
+        if not self._ends(site):
+            return output
         self._count += 1
         return self._inject(output, self._count - 1)

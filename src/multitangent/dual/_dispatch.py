@@ -8,16 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.dual._dual_tensor import DualTensor, make_dual, make_view, primals
+from multitangent.dual._dual_tensor import (
+    DualTensor,
+    make_dual,
+    make_result,
+    make_view,
+    primals,
+    shares_memory,
+)
 from multitangent.dual._fallback import fallback
-from multitangent.dual._registry import PLAIN, RULES, VIEWS, Rule, function_name
+from multitangent.dual._registry import PLAIN, RULES, VIEWS, Rule, accepts, function_name
 
 
 def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The value of a function of dual tensors: the primal once, the tangents by a rule."""
     rule = RULES.get(func)
-    if func in PLAIN or (rule is None and func.__name__ == "__get__"):
+    if func in PLAIN:
         return func(*primals(args), **primals(kwargs))
+    if rule is None and func.__name__ == "__get__":
+        return _attribute(func, args)
     if kwargs.get("out") is not None:
         raise NotImplementedError(
             f"{function_name(func)} should return its result to carry tangents. Found `out=`. "
@@ -29,21 +38,37 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         return _in_place(_out_of_place(func), args, kwargs)
     if func is Tensor.__setitem__:
         return _in_place(set_item, args, kwargs)
-    if rule is None:
+    if "input" in kwargs and not args:
+        args = (kwargs.pop("input"),)
+    if rule is None or not accepts(rule, kwargs):
         return fallback(func, args, kwargs)
     out = func(*primals(args), **primals(kwargs))
     with torch.no_grad():
         tangents = rule(out, *args, **kwargs)
     if func in VIEWS:
         return _as_views(out, tangents, rule, args, kwargs)
-    return _pair(out, tangents)
+    return _pair(out, tangents, args[0] if args else None)
 
 
-def _pair(out: Any, tangents: Any) -> Any:
+def _attribute(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """An attribute of a dual tensor: its primal's, unless that is a tensor that depends on it."""
+    name = func.__self__.__name__  # type: ignore[attr-defined]
+    value = func(*primals(args))
+    if isinstance(value, Tensor) and name not in ("data", "grad"):
+        raise NotImplementedError(
+            f"`{name}` of a tensor that carries tangents should have a rule: the attribute would "
+            "lose them. Try a function in its place."
+        )
+    return value
+
+
+def _pair(out: Any, tangents: Any, source: Any) -> Any:
     """Dual tensors from primals and their tangents, one or a sequence of them."""
+    if tangents is None:
+        return out
     if isinstance(out, Tensor):
-        return out if tangents is None else make_dual(out, tangents)
-    items = [_pair(o, t) for o, t in zip(out, tangents, strict=True)]
+        return make_result(out, tangents, source)
+    items = [_pair(o, t, source) for o, t in zip(out, tangents, strict=True)]
     return tuple(items) if type(out) is tuple else type(out)(items)
 
 
@@ -52,12 +77,12 @@ def _as_views(
 ) -> Any:
     parent, *rest = args
     if type(parent) is not DualTensor:
-        return _pair(out, tangents)
+        return _pair(out, tangents, None)
 
     def view(item: Tensor, tangent: Tensor, index: int | None) -> Any:
         if item is parent.primal:
             return parent
-        if item._base is None and item.data_ptr() != parent.primal.data_ptr():
+        if not shares_memory(item, parent.primal):
             return make_dual(item, tangent)  # a copy, as `reshape` may have to make
 
         def replay(full: Tensor) -> Tensor:
@@ -80,6 +105,14 @@ def set_item(target: Tensor, index: Any, value: Any) -> Tensor:
     return result
 
 
+def copy_from(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """``target.copy_(source)`` without changing `target`."""
+    return source.to(target.device, target.dtype).expand_as(target).clone()
+
+
+_TWINS: dict[str, Callable[..., Any]] = {"copy": copy_from, "zero": torch.zeros_like}
+
+
 def _is_in_place(func: Callable[..., Any]) -> bool:
     name = func.__name__
     return name.endswith("_") and not name.endswith("__")
@@ -87,6 +120,8 @@ def _is_in_place(func: Callable[..., Any]) -> bool:
 
 def _out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
     name = func.__name__.removesuffix("_")
+    if name in _TWINS:
+        return _TWINS[name]
     for home in (Tensor, torch, torch.nn.functional):
         if callable(twin := getattr(home, name, None)):
             return twin

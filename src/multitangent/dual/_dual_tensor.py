@@ -61,8 +61,7 @@ class DualTensor(Tensor):
     def tangents(self) -> Tensor:
         """The tangents ``[K, *shape]``; axes along which they are constant may have size 1."""
         if self._parent is not None and self._seen != self._writes[0]:
-            assert self._replay is not None
-            self._tangents = self._replay(expanded(self._parent))
+            self._tangents = self._again(expanded(self._parent))
             self._seen = self._writes[0]
         return self._tangents
 
@@ -73,14 +72,23 @@ class DualTensor(Tensor):
 
     def _set(self, tangents: Tensor) -> None:
         if self._parent is not None:
-            assert self._replay is not None
             grown = with_rows(expanded(self._parent), tangents.shape[0]).clone(
                 memory_format=torch.contiguous_format
             )
-            self._replay(grown).copy_(tangents)
+            self._again(grown).copy_(tangents)
             self._parent._set(grown)
         self._tangents = tangents
         self._seen = self._writes[0]
+
+    def _again(self, tangents: Tensor) -> Tensor:
+        """This view of tangents of its parent."""
+        if self._replay is None:
+            raise NotImplementedError(
+                "A tensor that shares memory with others should be written in place only through "
+                "views that have a rule, such as slices and reshapes. Found another function's "
+                "view. Try `.clone()` before the write."
+            )
+        return self._replay(tangents)
 
     @classmethod
     def __torch_function__(
@@ -134,13 +142,31 @@ def make_dual(primal: Tensor, tangents: Tensor) -> DualTensor:
 
 
 def make_view(
-    primal: Tensor, tangents: Tensor, parent: DualTensor, replay: Callable[[Tensor], Tensor]
+    primal: Tensor,
+    tangents: Tensor,
+    parent: DualTensor,
+    replay: Callable[[Tensor], Tensor] | None,
 ) -> DualTensor:
-    """A dual tensor that looks into the memory of `parent`."""
+    """A dual tensor that looks into the memory of `parent`; `replay` takes the view again."""
     view = make_dual(primal, tangents)
     view._parent, view._replay = parent, replay
     view._writes, view._seen = parent._writes, parent._writes[0]
     return view
+
+
+def make_result(primal: Tensor, tangents: Tensor, source: Any) -> DualTensor:
+    """A function's result: its first argument, memory shared with that, or a tensor of its own."""
+    if type(source) is DualTensor:
+        if primal is source._primal:
+            return source
+        if primal._is_view() and shares_memory(primal, source._primal):
+            return make_view(primal, tangents, source, None)
+    return make_dual(primal, tangents)
+
+
+def shares_memory(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are views of one memory."""
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 def expanded(dual: DualTensor) -> Tensor:

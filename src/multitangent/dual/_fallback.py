@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from multitangent.dual._dual_tensor import (
     expanded,
     find_duals,
-    make_dual,
+    make_result,
     map_duals,
     primals,
     with_rows,
@@ -29,7 +29,7 @@ def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     out = func(*primals(args), **primals(kwargs))
     num_tangents = max((dual.tangents.shape[0] for dual in inputs), default=0)
     if not _differentiable(out) or num_tangents == 0:
-        return _wrap(out, lambda index, item: item.new_zeros(0, *[1] * item.ndim))
+        return _wrap(out, (item.new_zeros(0, *[1] * item.ndim) for item in _floating(out)), None)
     name = function_name(func)
     record_fallback(name)
     warnings.warn(
@@ -41,7 +41,7 @@ def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.set_rng_state(random_state)
         tangents = jvp_by_vmap(func, args, kwargs, num_tangents)
-    return _wrap(out, lambda index, item: tangents[index])
+    return _wrap(out, iter(tangents), args[0] if args else None)
 
 
 def jvp_by_vmap(
@@ -56,10 +56,10 @@ def jvp_by_vmap(
         return tuple(_floating(func(*new_args, **new_kwargs)))
 
     def along(*tangents: Tensor) -> Any:
-        points = tuple(dual.primal.detach() for dual in inputs)
+        points = tuple(dual.primal.detach().contiguous() for dual in inputs)
         return torch.func.jvp(function, points, tangents)[1]
 
-    rows = [with_rows(expanded(dual), num_tangents) for dual in inputs]
+    rows = [with_rows(expanded(dual), num_tangents).contiguous() for dual in inputs]
     with _without_fused_kernels(func):
         return list(torch.func.vmap(along, randomness="same")(*rows))
 
@@ -78,6 +78,11 @@ def _without_fused_kernels(func: Callable[..., Any]) -> Iterator[None]:
 
 def _floating(out: Any) -> list[Tensor]:
     if isinstance(out, Tensor):
+        if out.is_complex():
+            raise NotImplementedError(
+                "Tangents should be real. Found a function whose result is complex. Try an "
+                "equivalent in real numbers, such as torch.view_as_real's layout."
+            )
         return [out] if out.is_floating_point() else []
     if isinstance(out, (tuple, list)):
         return [tensor for item in out for tensor in _floating(item)]
@@ -88,16 +93,11 @@ def _differentiable(out: Any) -> bool:
     return bool(_floating(out))
 
 
-def _wrap(out: Any, tangents: Callable[[int, Tensor], Tensor]) -> Any:
-    """The output with each of its floating-point tensors made dual."""
-    count = iter(range(len(_floating(out))))
-
-    def wrap(item: Any) -> Any:
-        if isinstance(item, Tensor) and item.is_floating_point():
-            return make_dual(item, tangents(next(count), item))
-        if isinstance(item, (tuple, list)):
-            items = [wrap(part) for part in item]
-            return type(item)(*items) if hasattr(item, "_fields") else type(item)(items)
-        return item
-
-    return wrap(out)
+def _wrap(out: Any, tangents: Iterator[Tensor], source: Any) -> Any:
+    """The output with each of its floating-point tensors made dual, in order."""
+    if isinstance(out, Tensor):
+        return make_result(out, next(tangents), source) if out.is_floating_point() else out
+    if isinstance(out, (tuple, list)):
+        items = [_wrap(item, tangents, source) for item in out]
+        return type(out)(*items) if hasattr(out, "_fields") else type(out)(items)
+    return out

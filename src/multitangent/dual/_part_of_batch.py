@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from multitangent.dual._registry import function_name, is_query
 
 _DROPOUT: dict[Callable[..., Any], int] = {  # the axes, after the first, that share a mask
     F.dropout: 0,
@@ -28,6 +30,10 @@ class PartOfBatch(TorchFunctionMode):
         generator: Maps the count of the dropout call to a seeded generator on a device.
         rows: The samples of the batch that this sweep carries.
         batch_size: The number of samples of the whole batch.
+
+    Attributes:
+        calls: How often dropout has been called.
+        between_sites: Whether trainable parameters would be used where their gradient is lost.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class PartOfBatch(TorchFunctionMode):
         self.rows = rows
         self.batch_size = batch_size
         self.calls = 0
+        self.between_sites = False
 
     def __torch_function__(
         self,
@@ -49,6 +56,8 @@ class PartOfBatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if self.between_sites:
+            _refuse_parameters(func, args)
         if func in _DROPOUT:
             return self._dropout(_DROPOUT[func], *args, **(kwargs or {}))
         if func is F.batch_norm:
@@ -63,8 +72,10 @@ class PartOfBatch(TorchFunctionMode):
         shape = list(x.shape)
         if shared:
             shape[-shared:] = [1] * shared
-        if x.shape[0] == self.rows.stop - self.rows.start:
-            noise = self._noise([self.batch_size, *shape[1:]], x)[self.rows]
+        count, rest = divmod(x.shape[0], self.rows.stop - self.rows.start)
+        if rest == 0:  # a sample may have several rows, such as one for each head of attention
+            noise = self._noise([count * self.batch_size, *shape[1:]], x)
+            noise = noise[count * self.rows.start : count * self.rows.stop]
         else:
             noise = self._noise(shape, x)
         mask = (noise >= p).to(x.dtype) * (1 / (1 - p) if p < 1 else 0.0)
@@ -74,6 +85,17 @@ class PartOfBatch(TorchFunctionMode):
         generator = self.generator(self.calls, like.device)
         self.calls += 1
         return torch.rand(shape, generator=generator, device=like.device)
+
+
+def _refuse_parameters(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    for value in args:
+        if isinstance(value, nn.Parameter) and value.requires_grad and not is_query(func):
+            raise RuntimeError(
+                "Trainable parameters should be used inside the site that they belong to: no "
+                f"gradient reaches them elsewhere. Found one of shape {list(value.shape)} in "
+                f"{function_name(func)} between sites. Try `Activations(sites=[...])` with a "
+                "module around that use, or `perturb='weights'`."
+            )
 
 
 def _refuse_batch_statistics(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,20 @@ def register_views(*functions: Callable[..., Any]) -> None:
 def register_plain(*functions: Callable[..., Any]) -> None:
     """Mark functions whose results do not carry tangents: queries, comparisons, `detach`."""
     PLAIN.update(functions)
+
+
+def accepts(rule: Rule, kwargs: dict[str, Any]) -> bool:
+    """Whether a rule knows all names: PyTorch has several for one argument, such as `axis`."""
+    if not kwargs:
+        return True
+    parameters = inspect.signature(rule).parameters.values()
+    named = {p.name for p in parameters if p.kind is not p.VAR_POSITIONAL}
+    return kwargs.keys() <= named or any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def is_query(function: Callable[..., Any]) -> bool:
+    """Whether a function's result does not depend on values in a way that has derivatives."""
+    return function in PLAIN or function.__name__ == "__get__"
 
 
 def has_rule(function: Callable[..., Any]) -> bool:

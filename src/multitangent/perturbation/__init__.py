@@ -2,7 +2,7 @@
 
 from multitangent.perturbation._activations import Activations, ActivationSweep
 from multitangent.perturbation._setting import Perturbation, Setting, Sweep
-from multitangent.perturbation._sites import Site, observed
+from multitangent.perturbation._sites import Site, Visitor, observed
 from multitangent.perturbation._weights import Weights
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Setting",
     "Site",
     "Sweep",
+    "Visitor",
     "Weights",
     "observed",
 ]

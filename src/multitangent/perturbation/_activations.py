@@ -15,7 +15,7 @@ from multitangent.dual import DualTensor, add, primal
 from multitangent.dual import tangents as tangents_of
 from multitangent.perturbation._pull import LocalPull
 from multitangent.perturbation._setting import Setting, Sweep, split_dual
-from multitangent.perturbation._sites import Site, find_sites, observed
+from multitangent.perturbation._sites import Site, Visitor, find_sites, observed
 from multitangent.tangents import Tangents
 
 
@@ -73,6 +73,7 @@ class _Injection:
     name: str
     before: Tensor
     after: Tensor
+    version: int  # of the primal, which a write in place counts up
 
 
 class ActivationSweep:
@@ -124,8 +125,10 @@ class ActivationSweep:
         """Run the model, drawing tangents and recording the layer at every site."""
         observer = _Observer(self, inject)
         with torch.no_grad(), self.setting.part_of_batch(self.part) as observer.mode:
+            observer.mode.between_sites = True
             with observed(self.sites, observer):
                 output = call_model(self.setting.model, self.part.inputs)
+            observer.mode.between_sites = False  # a loss may have parameters of its own
             if self._options.output == "exact":
                 output = self._without_last_injection(output)
             return self.setting.losses(output, self.part)
@@ -150,14 +153,15 @@ class ActivationSweep:
 
     def _without_last_injection(self, output: Any) -> Any:
         """The model's output as it was before the last site's tangents were added."""
-        if self._last is None or output is not self._last.after:
+        last = self._last
+        if last is None or output is not last.after or primal(output)._version != last.version:
             raise ValueError(
                 "`output='exact'` needs a model whose output is that of its last site. Found "
                 "other operations behind it. Try `output='perturbed'`, or `sites=[...]` with a "
                 "last site that ends in the model's output."
             )
-        del self.tangents.blocks[self._last.name]
-        return self._last.before
+        del self.tangents.blocks[last.name]
+        return last.before
 
     def _gradient_of_output(self, output: Tensor) -> Tensor:
         """The loss's own derivative with respect to the model's output, ``[b, *shape]``."""
@@ -184,23 +188,24 @@ class ActivationSweep:
         ]
 
 
-class _Observer:
+class _Observer(Visitor):
     """Draws and injects tangents at every site, and records the layer for its local step."""
 
     def __init__(self, sweep: ActivationSweep, inject: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._sweep = sweep
+        super().__init__()
         self._inject = inject
-        self._active: Site | None = None
         self.mode: Any = None
 
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._active = site
+        super().enter(site, args, kwargs)
+        self.mode.between_sites = False
         self._sweep._pull.enter(site, args, kwargs, self.mode.calls)
 
     def leave(self, site: Site, output: Any) -> Any:
-        if site is not self._active:
+        if not self._ends(site):
             return output
-        self._active = None
+        self.mode.between_sites = True
         sweep = self._sweep
 
         def replace(value: Any) -> Any:
@@ -211,7 +216,7 @@ class _Observer:
             if isinstance(value, DualTensor):
                 detached = DualTensor(detached, value.tangents)
             injected = self._inject(detached, sweep._draw(name, detached))
-            sweep._last = _Injection(name, detached, injected)
+            sweep._last = _Injection(name, detached, injected, primal(injected)._version)
             return injected
 
         sweep._pull.close()
@@ -219,20 +224,16 @@ class _Observer:
             return pytree.tree_map(replace, output)
 
 
-class _Watch:
+class _Watch(Visitor):
     """Adds a zero to the output of every site, whose gradient is the activation gradient."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.offsets: list[Tensor] = []
-        self._active: Site | None = None
-
-    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._active = site
 
     def leave(self, site: Site, output: Any) -> Any:
-        if site is not self._active:
+        if not self._ends(site):
             return output
-        self._active = None
 
         def replace(value: Any) -> Any:
             if not (isinstance(value, Tensor) and value.is_floating_point()):

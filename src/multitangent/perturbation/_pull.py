@@ -35,7 +35,8 @@ class LocalPull:
     """
 
     def __init__(self, sites: Sequence[Site], *, recompute: bool) -> None:
-        self._parameters = {site.name: site.parameters() for site in sites}
+        owned = {id(p): p for site in sites for p in site.parameters()}
+        self._parameters = list(owned.values())
         self._recompute = recompute
         self._visits: list[_Visit] = []
         self._counts: dict[str, int] = {}
@@ -76,13 +77,12 @@ class LocalPull:
         """
         if not self._recompute:
             outputs = {name: out for visit in self._visits for name, out in visit.outputs.items()}
-            parameters = {id(p): p for ps in self._parameters.values() for p in ps}
-            _pull(outputs, list(parameters.values()), gradients, scale)
+            _pull(outputs, self._parameters, gradients, scale)
             return
         for visit in self._visits:
             with torch.enable_grad(), surroundings(visit.calls):
                 outputs = _run_again(visit)
-            _pull(outputs, self._parameters[visit.site.name], gradients, scale)
+            _pull(outputs, self._parameters, gradients, scale)
 
 
 def _pull(
@@ -98,9 +98,14 @@ def _pull(
         [gradients[name] * scale for name in names],
         allow_unused=True,
     )
+    memory = set()  # autograd may hand out one tensor for several parameters, or an expanded one
     for parameter, gradient in zip(parameters, found, strict=True):
-        if gradient is not None:
-            accumulate(parameter, gradient)
+        if gradient is None:
+            continue
+        if not gradient.is_contiguous() or gradient.data_ptr() in memory:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+        memory.add(gradient.data_ptr())
+        accumulate(parameter, gradient)
 
 
 def _run_again(visit: _Visit) -> dict[str, Tensor]:

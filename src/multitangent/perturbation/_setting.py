@@ -81,8 +81,9 @@ class Setting:
             torch.random.fork_rng(devices=[]),
             PartOfBatch(generator, part.rows, part.batch_size) as mode,
         ):
-            # Random functions other than dropout at least repeat themselves.
-            torch.set_rng_state(generator(-1, torch.device("cpu")).get_state())
+            # Other random functions repeat themselves too, for the same split of the batch.
+            key = self.stream.key("other", part.rows.start)
+            torch.set_rng_state(self.stream.generator(torch.device("cpu"), key).get_state())
             mode.calls = calls
             yield mode
 
@@ -124,6 +125,6 @@ def split_dual(losses: Tensor, part_size: int) -> tuple[Tensor, Tensor]:
 def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
     """Add to ``.grad``, as backpropagation does."""
     if parameter.grad is None:
-        parameter.grad = gradient
+        parameter.grad = gradient.to(parameter.dtype)
     else:
         parameter.grad.add_(gradient)

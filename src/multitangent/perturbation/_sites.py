@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -28,18 +29,35 @@ class Site:
         return list(found.values())
 
 
-class Observer(Protocol):
-    """Who is told when a sweep reaches and leaves a site."""
+class Visitor(ABC):
+    """Who is told when a run of the model reaches and leaves a site."""
+
+    def __init__(self) -> None:
+        self._active: Site | None = None
+        self._remaining = 0
 
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the first module of a site runs."""
+        if site is not self._active:
+            self._active = site
+            self._remaining = site.modules.count(site.modules[-1])
 
+    def _ends(self, site: Site) -> bool:
+        """Whether a run of a site's last module ends the site: it may stand in several places."""
+        if site is not self._active:
+            return False
+        self._remaining -= 1
+        if self._remaining == 0:
+            self._active = None
+        return self._remaining == 0
+
+    @abstractmethod
     def leave(self, site: Site, output: Any) -> Any:
-        """After the last module ran; returns what goes on through the model."""
+        """After the last module of a site ran; returns what goes on through the model."""
 
 
 @contextmanager
-def observed(sites: Sequence[Site], observer: Observer) -> Iterator[None]:
+def observed(sites: Sequence[Site], observer: Visitor) -> Iterator[None]:
     """Call `observer` at every site, for the duration of a ``with`` block."""
     handles = []
     try:
@@ -82,7 +100,19 @@ def find_sites(model: nn.Module, names: Sequence[str] | None) -> list[Site]:
             if not any(True for _ in module.children()) and _is_trainable(module)
         ]
     _check(model, sites)
+    _refuse_recurrent(sites)
     return sites
+
+
+def _refuse_recurrent(sites: Sequence[Site]) -> None:
+    for site in sites:
+        if isinstance(site.modules[-1], nn.RNNBase):
+            raise ValueError(
+                "`sites` should have outputs whose first axis is the batch. Found "
+                f"{type(site.modules[-1]).__name__} at {site.name!r}, whose final states have "
+                "another. Try `perturb='weights'`, or `Activations(sites=[...])` with a module "
+                "around it that returns one tensor."
+            )
 
 
 def _is_trainable(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from multitangent.dual._algebra import add, primal, scaled, tangents
+from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._registry import register_rule
 
 
@@ -58,7 +59,7 @@ def _negate(out: Tensor, x: Any) -> Tensor:
 def _power(out: Tensor, x: Any, exponent: Any) -> Tensor:
     base, power = primal(x), primal(exponent)
     slope = None
-    if type(x) is not type(base):  # x is dual
+    if type(x) is DualTensor:
         # At exponent 0 the value is constant, at 1 the slope is: neither should see 0 * inf.
         slope = (
             torch.zeros_like(base)
@@ -68,7 +69,7 @@ def _power(out: Tensor, x: Any, exponent: Any) -> Tensor:
         if isinstance(power, Tensor):
             slope = torch.where(power == 0, torch.zeros_like(slope), slope)
     growth = None
-    if type(exponent) is not type(power):  # the exponent is dual
+    if type(exponent) is DualTensor:
         logarithm = torch.log(torch.as_tensor(base, dtype=out.dtype, device=out.device))
         growth = torch.where((out == 0) & (power >= 0), torch.zeros_like(out), out * logarithm)
     return add(scaled(x, slope, out.ndim), scaled(exponent, growth, out.ndim))

@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import add, full_tangents, primal, tangents
+from multitangent.dual._algebra import add, full, full_tangents, primal, tangents
+from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._registry import register_rule
 
 
 @register_rule(F.linear)
 def _linear(out: Tensor, x: Any, weight: Any, bias: Any = None) -> Tensor:
+    if primal(weight).ndim == 1:  # one output, without an axis of its own
+        return add(_left(x, primal(weight)), _right(primal(x), weight), tangents(bias, out.ndim))
     through = None
     if (t := full_tangents(x, -1)) is not None:
         through = F.linear(t, primal(weight))
@@ -31,7 +34,7 @@ def _of_weight(x: Tensor, weight: Any) -> Tensor | None:
 
 @register_rule(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
 def _matmul(out: Tensor, x: Any, y: Any) -> Tensor:
-    return add(_left(x, primal(y), out), _right(primal(x), y, out))
+    return add(_left(x, primal(y)), _right(primal(x), y))
 
 
 @register_rule(Tensor.__rmatmul__)
@@ -39,7 +42,7 @@ def _matmul_reflected(out: Tensor, x: Any, y: Any) -> Tensor:
     return _matmul(out, y, x)
 
 
-def _left(x: Any, y: Tensor, out: Tensor) -> Tensor | None:
+def _left(x: Any, y: Tensor) -> Tensor | None:
     """The tangents of ``x @ y`` through x."""
     t = full_tangents(x, -1)
     if t is None:
@@ -51,11 +54,11 @@ def _left(x: Any, y: Tensor, out: Tensor) -> Tensor | None:
     return _drop(product, x.primal.ndim == 1, y.ndim == 1)
 
 
-def _right(x: Tensor, y: Any, out: Tensor) -> Tensor | None:
+def _right(x: Tensor, y: Any) -> Tensor | None:
     """The tangents of ``x @ y`` through y."""
-    t = full_tangents(y, -1 if y.primal.ndim == 1 else -2) if type(y) is not Tensor else None
-    if t is None:
+    if type(y) is not DualTensor:
         return None
+    t = full(y, -1 if y.primal.ndim == 1 else -2)
     if y.primal.ndim == 1:
         t = t.unsqueeze(-1)
     row = x.unsqueeze(0) if x.ndim == 1 else x
@@ -79,7 +82,7 @@ def _drop(product: Tensor, row: bool, column: bool) -> Tensor:
 @register_rule(torch.addmm, Tensor.addmm)
 def _addmm(out: Tensor, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:
     shift = tangents(bias, out.ndim)
-    dual = type(x) is not type(primal(x)) or type(y) is not type(primal(y))
+    dual = type(x) is DualTensor or type(y) is DualTensor
     return add(
         None if shift is None else beta * shift, alpha * _matmul(out, x, y) if dual else None
     )

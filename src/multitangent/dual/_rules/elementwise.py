@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import tangents
+from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._registry import register_rule
 
 
@@ -72,7 +73,7 @@ def _softplus(out: Tensor, x: Any, beta: float = 1.0, threshold: float = 20.0) -
 
 @register_rule(torch.clamp, Tensor.clamp)
 def _clamp(out: Tensor, x: Any, min: Any = None, max: Any = None) -> Tensor:
-    if any(type(bound) is type(x) for bound in (min, max)):
+    if type(x) is not DualTensor or any(type(bound) is DualTensor for bound in (min, max)):
         raise NotImplementedError(
             "`min` and `max` of clamp should not carry tangents. Found a bound that depends on a "
             "perturbed value. Try torch.minimum or torch.maximum."

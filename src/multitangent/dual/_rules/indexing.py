@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.dual._algebra import add, full, full_tangents, primal, tangents
-from multitangent.dual._dispatch import set_item
-from multitangent.dual._dual_tensor import with_rows
+from multitangent.dual._algebra import add, full, full_tangents, tangents
+from multitangent.dual._dispatch import copy_from, set_item
+from multitangent.dual._dual_tensor import DualTensor, with_rows
 from multitangent.dual._fallback import jvp_by_vmap
 from multitangent.dual._registry import register_rule, register_views
 
@@ -27,10 +27,13 @@ def _moves_axes(index: tuple[Any, ...]) -> bool:
 @register_rule(Tensor.__getitem__)
 def _get_item(out: Tensor, x: Any, index: Any) -> Tensor:
     items = index if isinstance(index, tuple) else (index,)
+    items = tuple(torch.tensor(item) if isinstance(item, list) else item for item in items)
     if _moves_axes(items):
         return jvp_by_vmap(Tensor.__getitem__, (x, index), {}, x.tangents.shape[0])[0]
     t: Any = x.tangents
-    if not (t.shape[1:2] == (1,) and isinstance(items[0], slice) and items[0] == slice(None)):
+    if not (
+        t.shape[1:2] == (1,) and items and isinstance(items[0], slice) and items[0] == slice(None)
+    ):
         t = full(x)
     elif t.shape[2:] != x.primal.shape[1:]:
         t = full(x, *range(1, x.primal.ndim))
@@ -41,10 +44,21 @@ def _get_item(out: Tensor, x: Any, index: Any) -> Tensor:
 register_views(Tensor.__getitem__)
 
 
+@register_rule(torch.fill)
+def _fill(out: Tensor, x: Any, value: Any) -> Tensor:
+    return _copy_from(out, x, value)
+
+
+@register_rule(copy_from)
+def _copy_from(out: Tensor, x: Any, source: Any, non_blocking: bool = False) -> Tensor:
+    t = tangents(source, out.ndim)
+    return out.new_zeros(0, *[1] * out.ndim) if t is None else t.to(out.device)
+
+
 @register_rule(set_item)
 def _set_item(out: Tensor, x: Any, index: Any, value: Any) -> Tensor:
     items = index if isinstance(index, tuple) else (index,)
-    rows = [d.tangents.shape[0] for d in (x, value) if type(d) is not type(primal(d))]
+    rows = [d.tangents.shape[0] for d in (x, value) if type(d) is DualTensor]
     count = max(rows)
     if _moves_axes(items):
         return jvp_by_vmap(set_item, (x, index, value), {}, count)[0]

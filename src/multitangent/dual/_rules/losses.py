@@ -24,6 +24,7 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
+    _refuse_old_reductions(size_average, reduce)
     logits = x.primal
     classes = 0 if logits.ndim == 1 else 1
     wanted, total = _wanted(logits, target, classes, weight, ignore_index, label_smoothing)
@@ -71,6 +72,7 @@ def _mse_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
+    _refuse_old_reductions(size_average, reduce)
     difference = 2 * (primal(x) - primal(y))
     if weight is not None:
         difference = difference * weight
@@ -81,3 +83,11 @@ def _mse_loss(
     if reduction == "sum":
         return summed
     return summed / (difference.numel() if weight is None else weight.expand_as(difference).sum())
+
+
+def _refuse_old_reductions(size_average: Any, reduce: Any) -> None:
+    if size_average is not None or reduce is not None:
+        raise NotImplementedError(
+            "`reduction` should be used where tangents are carried. Found the deprecated "
+            "`size_average` or `reduce`. Try `reduction='mean'`, 'sum' or 'none'."
+        )

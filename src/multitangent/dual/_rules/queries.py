@@ -14,17 +14,17 @@ _METHODS = """
     get_device gt heaviside int is_complex is_conj is_contiguous is_cuda is_floating_point
     is_inference is_neg is_nonzero is_pinned is_same_size is_set_to is_shared is_signed isclose
     isfinite isinf isnan item le logical_and logical_not logical_or logical_xor long lt
-    ndimension ne nelement new_empty new_full new_ones new_tensor nonzero numel numpy
-    requires_grad_ retain_grad round sgn sign size storage_offset stride tolist trunc type
+    ndimension ne nelement     nonzero numel numpy
+    requires_grad_ retain_grad round sgn sign size storage_offset stride tolist trunc
     untyped_storage
 """.split()  # noqa: SIM905 (a list this long reads better as text)
 
 _FUNCTIONS = """
-    all allclose any argmax argmin argsort bernoulli bucketize can_cast ceil empty_like eq equal
-    floor floor_divide full_like ge get_device gt is_complex is_floating_point is_inference
+    all allclose any argmax argmin argsort bernoulli bucketize can_cast ceil  eq equal
+    floor floor_divide  ge get_device gt is_complex is_floating_point is_inference
     is_nonzero is_same_size is_signed is_tensor isclose isfinite isinf isnan le logical_and
-    logical_not logical_or logical_xor lt ne nonzero numel ones_like promote_types rand_like
-    randint_like randn_like result_type round sgn sign trunc
+    logical_not logical_or logical_xor lt ne nonzero numel  promote_types
+    randint_like  result_type round sgn sign trunc
 """.split()  # noqa: SIM905 (a list this long reads better as text)
 
 register_plain(
@@ -33,7 +33,10 @@ register_plain(
 )
 
 
-@register_rule(torch.zeros_like, Tensor.new_zeros)
-def _zeros(out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Tensor | None:
+@register_rule(
+    torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like,
+    torch.randn_like, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full,
+)  # fmt: skip
+def _new(out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Tensor | None:
     """No tangents yet, but a tensor that can be written into."""
     return out.new_zeros(0, *[1] * out.ndim) if out.is_floating_point() else None

@@ -38,6 +38,11 @@ def _reshaped(out: Tensor, x: DualTensor) -> Tensor:
     Tensor.unflatten,
 )
 def _reshape(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor:
+    if out.dtype != x.primal.dtype:
+        raise NotImplementedError(
+            f"`view` should keep the type of a tensor that carries tangents. Found {out.dtype}. "
+            "Try `to`."
+        )
     return _reshaped(out, x)
 
 
@@ -75,10 +80,16 @@ def _transpose(out: Tensor, x: Any, dim0: int, dim1: int) -> Tensor:
     return t
 
 
-@register_rule(torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__)  # type: ignore[attr-defined]
+@register_rule(torch.t, Tensor.t, Tensor.mT.__get__, Tensor.mH.__get__)  # type: ignore[attr-defined]
 def _matrix_transpose(out: Tensor, x: Any) -> Tensor:
     t: Tensor = x.tangents
     return t if x.primal.ndim < 2 else t.transpose(-1, -2)
+
+
+@register_rule(Tensor.T.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
+def _reverse_axes(out: Tensor, x: Any) -> Tensor:
+    t: Tensor = x.tangents
+    return t.permute(0, *range(x.primal.ndim, 0, -1))
 
 
 @register_rule(torch.permute, Tensor.permute)
@@ -147,10 +158,20 @@ def _contiguous(out: Tensor, x: Any, memory_format: Any = None) -> Tensor:
     return t
 
 
-@register_rule(Tensor.to, Tensor.type_as, Tensor.double, Tensor.float, Tensor.half, Tensor.bfloat16)
+@register_rule(
+    Tensor.to,
+    Tensor.type,
+    Tensor.type_as,
+    Tensor.double,
+    Tensor.float,
+    Tensor.half,
+    Tensor.bfloat16,
+)
 def _to(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     t: Tensor = x.tangents
-    return t.to(out.device, out.dtype) if out.is_floating_point() else None
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        return None  # the name of a type, or numbers without derivatives
+    return t.to(out.device, out.dtype)
 
 
 def _joined(tensors: Sequence[Any], out: Tensor, join: Callable[[list[Tensor]], Tensor]) -> Tensor:
@@ -179,9 +200,10 @@ register_views(
     torch.unsqueeze, Tensor.unsqueeze, torch.squeeze, Tensor.squeeze,
     torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes,
     torch.swapdims, Tensor.swapdims, torch.t, Tensor.t,
-    Tensor.T.__get__, Tensor.mT.__get__,  # type: ignore[attr-defined]
+    Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__, Tensor.mH.__get__,  # type: ignore[attr-defined]
     torch.permute, Tensor.permute, torch.movedim, Tensor.movedim,
     torch.moveaxis, Tensor.moveaxis, torch.narrow, Tensor.narrow,
     torch.select, Tensor.select, Tensor.expand, Tensor.expand_as, torch.unbind, Tensor.unbind,
     torch.chunk, Tensor.chunk, torch.split, Tensor.split, Tensor.contiguous, Tensor.to,
+    Tensor.type, Tensor.type_as, Tensor.double, Tensor.float, Tensor.half, Tensor.bfloat16,
 )  # fmt: skip
