@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from multitangent import Activations, ForwardGradient, Normal, Weights, forward_gradient
+from multitangent import (
+    Activations,
+    ForwardGradient,
+    Normal,
+    Projection,
+    Weights,
+    forward_gradient,
+)
+from multitangent.tangents import TangentSource
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -60,6 +68,15 @@ class Integer(nn.Module):
         return self.layer(x)
 
 
+class Wrong(TangentSource):
+    """Says two tangents and draws one."""
+
+    num_tangents = 2
+
+    def draw(self, request):
+        return torch.ones(1, 1, *request.shape)
+
+
 def frozen():
     return model().requires_grad_(False)
 
@@ -105,6 +122,18 @@ ERRORS = {
     "unknown perturbation": (build(model(), perturb="biases"), ValueError, "Found 'biases'"),
     "unknown share": (lambda: Activations(share="all"), ValueError, "`share` should be one of"),
     "unknown output": (lambda: Activations(output="x"), ValueError, "`output` should be one of"),
+    "sites as text": (build(model(), perturb=Activations("0")), ValueError, "the text '0'"),
+    "number as tangents": (
+        lambda: ForwardGradient(model(), LOSS, 16), TypeError, "`tangents` should be.*Found 16"
+    ),
+    "class as aggregator": (
+        lambda: forward_gradient(torch.sum, torch.ones(3), Normal(2), Projection), TypeError,
+        "`aggregator` should be a Aggregator",
+    ),
+    "source of another shape": (
+        lambda: ForwardGradient(model(), LOSS, Wrong())(*batch()), ValueError,
+        r"`draw` of .* shape \[2, 1, \*\[4\]\] of torch.float32. Found \[1, 1, 4\]",
+    ),
     "micro-batch": (build(model(), micro_batch=0), ValueError, "`micro_batch` should be 'auto'"),
     "scalar loss": (
         step(model(), nn.functional.cross_entropy), ValueError, r"one number per sample.*shape \[\]"

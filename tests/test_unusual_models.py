@@ -9,7 +9,7 @@ from torch import nn
 
 from models_for_tests import gradients, relative_error
 from multitangent import Activations, ForwardGradient, Normal, StandardBasis
-from multitangent.dual import DualTensor
+from multitangent.dual import DualTensor, register_rule
 from multitangent.dual._dual_tensor import expanded
 
 DTYPE = torch.float64
@@ -216,8 +216,8 @@ def test_diagnostics_of_any_split(share, micro_batch):
 
 @pytest.mark.parametrize("perturb", ["weights", "activations"])
 def test_autocast(perturb):
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    gradient = ForwardGradient(model, nn.MSELoss(), Normal(40), perturb=perturb)
+    model = nn.Sequential(linear(3, 4), nn.ReLU(), linear(4, 2)).float()
+    gradient = ForwardGradient(model, nn.MSELoss(), StandardBasis(26), perturb=perturb)
     x, y = data(6, 3).float(), data(6, 2).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for _ in range(2):
@@ -226,7 +226,7 @@ def test_autocast(perturb):
     assert all(g.dtype == torch.float32 for g in found)
     for _ in range(2):
         nn.MSELoss()(model(x), y).backward()
-    assert relative_error(found, gradients(model)) < 0.1
+    assert relative_error(found, gradients(model)) < 0.05  # bfloat16 has three digits
 
 
 def test_jvps_of_low_precision_do_not_disable_the_projection():
@@ -236,3 +236,21 @@ def test_jvps_of_low_precision_do_not_disable_the_projection():
     gradient = torch.ones(9)
     coefficients = Projection()(tangents @ tangents.T, (tangents @ gradient).bfloat16())
     assert (tangents.double().T @ coefficients - 1).norm() / 3 < 0.2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_of_pytorch_is_one_layer(training):
+    layer = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True, dtype=DTYPE)
+    model = Wrapped(lambda x, layer, head: head(layer(x).mean(1)), layer, linear(4, 2))
+    check(model.train(training), nn.MSELoss(), data(3, 2, 4), data(3, 2), 8 * 4 + 10 + 2)
+
+
+def test_rules_are_checked():
+    def pick(x):
+        if torch.overrides.has_torch_function_unary(x):
+            return torch.overrides.handle_torch_function(pick, (x,), x)
+        return x
+
+    register_rule(pick)(lambda out, x: x.tangents[0])
+    with pytest.raises(ValueError, match=r"A rule should return tangents of shape \[K, \*\[3\]\]"):
+        pick(DualTensor(data(3), data(2, 3)))

@@ -32,6 +32,7 @@ class GradientEstimator(ABC):
         seed: int = 0,
         micro_batch: int | Literal["auto"] = "auto",
     ) -> None:
+        check_kinds(tangents, aggregator)
         self.model = model
         self.loss = loss
         self.tangents = Normal(16) if tangents is None else tangents
@@ -133,6 +134,19 @@ class GradientEstimator(ABC):
             f"tangents={self.tangents}, aggregator={self.aggregator}, perturb={self.perturb}, "
             f"seed={self.seed}, micro_batch={self.micro_batch!r})"
         )
+
+
+def check_kinds(tangents: object, aggregator: object) -> None:
+    """Raise where a tangent source or an aggregator is something else."""
+    kinds: list[tuple[str, object, type, str]] = [
+        ("tangents", tangents, TangentSource, "Normal(16)"),
+        ("aggregator", aggregator, Aggregator, "Projection()"),
+    ]
+    for name, value, kind, example in kinds:
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(
+                f"`{name}` should be a {kind.__name__}. Found {value!r}. Try {example}."
+            )
 
 
 def _perturbation(perturb: Literal["activations", "weights"] | Perturbation) -> Perturbation:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multitangent._coefficients import combination
-from multitangent._estimator import refuse_inference_mode
+from multitangent._estimator import check_kinds, refuse_inference_mode
 from multitangent.aggregation import Aggregator, Projection
 from multitangent.dual import DualTensor
 from multitangent.tangents import Normal, Request, Stream, Tangents, TangentSource
@@ -50,6 +50,7 @@ def forward_gradient(
         (tensor(14.), tensor([2., 4., 6.]))
     """
     refuse_inference_mode()
+    check_kinds(tangents, aggregator)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(

@@ -23,8 +23,8 @@ class Options(Generic[Config]):
     json: bool = False
     """Print one JSON object on standard output, and nothing else."""
     config: Path | None = None
-    """TOML file with any of these settings, such as the config.toml of a run; only there: patience,
-    share, output, simulated."""
+    """TOML file with any of these settings; for train and compare also patience, share, output
+    and simulated."""
     preset: str | None = None
     """Named settings to start from: demo or paper, where the command has them."""
 

@@ -30,7 +30,17 @@ class Aggregator(ABC):
     """Turns K directional derivatives into the coefficients of a gradient ``g = V^T c``.
 
     Aggregators see two small tensors, and never the tangents or the model. All algebra runs in
-    float64.
+    float64. One of your own defines `_coefficients`, which gets what was `Measured` with the
+    samples first, whatever the shapes it was called with.
+
+    Examples:
+        The forward gradients of tangents at unit length, added up:
+
+        >>> class SumOfUnit(Aggregator):
+        ...     def _coefficients(self, measured):  # [B, K]
+        ...         return measured.jvps / measured.gram.diagonal(dim1=-2, dim2=-1)
+        >>> SumOfUnit()(2 * torch.eye(2), torch.tensor([3.0, 4.0]))
+        tensor([1.5000, 2.0000], dtype=torch.float64)
     """
 
     def __call__(self, gram: Tensor, jvps: Tensor, *, dimension: int | None = None) -> Tensor:

@@ -67,6 +67,11 @@ def _pair(out: Any, tangents: Any, source: Any) -> Any:
     if tangents is None:
         return out
     if isinstance(out, Tensor):
+        if tangents.ndim != out.ndim + 1:
+            raise ValueError(
+                f"A rule should return tangents of shape [K, *{list(out.shape)}]. Found "
+                f"{list(tangents.shape)}."
+            )
         return make_result(out, tangents, source)
     items = [_pair(o, t, source) for o, t in zip(out, tangents, strict=True)]
     return tuple(items) if type(out) is tuple else type(out)(items)

@@ -34,7 +34,7 @@ def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     record_fallback(name)
     warnings.warn(
         f"{name} has no rule for tangents and falls back to torch.func: the result is right, but "
-        "slower than need be. `register_rule` adds a rule.",
+        "slower than need be. `multitangent.dual.register_rule` adds a rule.",
         FallbackWarning,
         stacklevel=5,
     )

@@ -30,7 +30,8 @@ class Activations:
     Args:
         sites: The names of the modules whose outputs are perturbed. By default, for an
             ``nn.Sequential`` each child with trainable parameters together with the parameter-free
-            ones after it, otherwise every leaf module with trainable parameters.
+            ones after it, otherwise every leaf module with trainable parameters (and
+            ``nn.MultiheadAttention`` as a whole).
         share: ``"batch"`` gives all samples the same tangents, as the paper does and at the least
             cost, ``"sample"`` each its own.
         output: ``"perturbed"`` perturbs the model's output as any other site, ``"exact"`` takes

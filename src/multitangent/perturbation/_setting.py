@@ -62,8 +62,20 @@ class Setting:
             target=target,
         )
         block = self.source.draw(request)
+        self._check(block, request)
         tangents.add(name, block)
         return block
+
+    def _check(self, block: Tensor, request: Request) -> None:
+        own = 1 if request.samples is None else len(request.samples)
+        head, count = list(block.shape[:2]), self.source.num_tangents
+        fits = head in ([count, 1], [count, own]) and block.shape[2:] == request.shape
+        if not fits or block.dtype != request.dtype:
+            wanted = f"[{count}, {own}, *{list(request.shape)}] of {request.dtype}"
+            raise ValueError(
+                f"`draw` of {self.source!r} should return tangents of shape {wanted}. Found "
+                f"{list(block.shape)} of {block.dtype}."
+            )
 
     @contextmanager
     def part_of_batch(self, part: Part, calls: int = 0) -> Iterator[PartOfBatch]:

@@ -83,22 +83,23 @@ def find_sites(model: nn.Module, names: Sequence[str] | None) -> list[Site]:
     """The sites of a model: the named ones, or the default.
 
     By default, for an ``nn.Sequential`` each child with trainable parameters together with the
-    parameter-free ones after it, otherwise every leaf module with trainable parameters.
+    parameter-free ones after it, otherwise every leaf module with trainable parameters, and whole
+    those of PyTorch's own modules that hold some next to other modules (attention).
 
     Raises:
         ValueError: If a name is unknown, a site lies inside another, there is none, or a trainable
             parameter lies outside all of them.
     """
+    if isinstance(names, str):
+        raise ValueError(
+            f"`sites` should be a sequence of names. Found the text {names!r}. Try [{names!r}]."
+        )
     if names is not None:
         sites = [Site(name, (_module(model, name),)) for name in names]
     elif isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
         sites = _groups(model)
     else:
-        sites = [
-            Site(name, (module,))
-            for name, module in model.named_modules()
-            if not any(True for _ in module.children()) and _is_trainable(module)
-        ]
+        sites = _layers(model)
     _check(model, sites)
     _refuse_recurrent(sites)
     return sites
@@ -117,6 +118,18 @@ def _refuse_recurrent(sites: Sequence[Site]) -> None:
 
 def _is_trainable(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _layers(model: nn.Module) -> list[Site]:
+    sites: list[Site] = []
+    for name, module in model.named_modules():
+        if not _is_trainable(module) or any(name.startswith(f"{site.name}.") for site in sites):
+            continue
+        leaf = not any(True for _ in module.children())
+        own = any(p.requires_grad for p in module.parameters(recurse=False))
+        if leaf or (own and type(module).__module__.startswith("torch.nn.")):
+            sites.append(Site(name, (module,)))
+    return sites
 
 
 def _groups(model: nn.Sequential) -> list[Site]:
@@ -156,8 +169,9 @@ def _check(model: nn.Module, sites: Sequence[Site]) -> None:
     if outside:
         raise ValueError(
             "`sites` should contain every trainable parameter. Found outside of them: "
-            f"{', '.join(outside)}. Try `Activations(sites=[...])` with the modules that use "
-            "them, or freeze them with `requires_grad_(False)`."
+            f"{', '.join(outside)}. Try `Activations(sites=[...])` with a module around "
+            "each that uses it, `perturb='weights'`, or to freeze them with "
+            "`requires_grad_(False)`."
         )
     if not sites:
         raise ValueError(

@@ -4,7 +4,7 @@ from multitangent.tangents._basis import StandardBasis
 from multitangent.tangents._blocks import Tangents
 from multitangent.tangents._mixed import Cone, Normalized, Orthogonal, Sphere
 from multitangent.tangents._random import Normal, Rademacher
-from multitangent.tangents._source import Request, TangentSource
+from multitangent.tangents._source import Request, TangentSource, draw_independent
 from multitangent.tangents._stream import Stream
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "Stream",
     "TangentSource",
     "Tangents",
+    "draw_independent",
 ]

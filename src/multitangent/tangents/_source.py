@@ -53,6 +53,23 @@ class TangentSource(ABC):
 
     Attributes:
         num_tangents: K, the number of tangents.
+
+    Examples:
+        Tangents with uniform entries of variance 1:
+
+        >>> class Uniform(TangentSource):
+        ...     def __init__(self, num_tangents):
+        ...         self.num_tangents = num_tangents
+        ...
+        ...     def draw(self, request):
+        ...         def fill(row, generator):
+        ...             row.uniform_(-(3**0.5), 3**0.5, generator=generator)
+        ...
+        ...         return draw_independent(request, self.num_tangents, fill)
+        >>> from multitangent import Mean, Normal, forward_gradient
+        >>> source = Uniform(4) + Normal(2)
+        >>> forward_gradient(torch.sum, torch.ones(3), source, Mean())[1].shape
+        torch.Size([3])
     """
 
     num_tangents: int
@@ -124,12 +141,20 @@ def check_count(num_tangents: int) -> None:
 
 
 def draw_independent(
-    request: Request, num_tangents: int, fill: Callable[[Tensor, torch.Generator], Tensor]
+    request: Request, num_tangents: int, fill: Callable[[Tensor, torch.Generator], object]
 ) -> Tensor:
     """A block of independent random rows.
 
     Row k of a shared block is a function of (seed, step, site, k); the rows of a sample are one of
     (seed, step, site, sample).
+
+    Args:
+        request: The block.
+        num_tangents: K.
+        fill: Writes random numbers of a generator into a tensor.
+
+    Returns:
+        ``[K, 1, *shape]``, or ``[K, b, *shape]`` for b samples of their own.
     """
     stream, device = request.stream, request.device
     if request.samples is None:
