@@ -25,7 +25,8 @@ class Activations:
 
     The directional derivatives are those of each sample's loss, ``[K, B]``. They give a gradient
     of each sample's activations, from which the gradients of a layer's own parameters follow
-    inside that layer (Section IV).
+    inside that layer (Section IV). The first axis of every site's output must be the batch: one of
+    another meaning, such as time, goes unnoticed where it has the same size.
 
     Args:
         sites: The names of the modules whose outputs are perturbed. By default, for an
