@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multitangent.tangents._random import Normal
-from multitangent.tangents._source import Request, TangentSource
+from multitangent.tangents._source import Request, TangentSource, check_count
 
 
 def _lengths(gram: Tensor) -> Tensor:
@@ -49,8 +49,18 @@ class Normalized(TangentSource):
         return _inverse(_lengths(mixed @ gram @ mixed.mT)).unsqueeze(-1) * mixed
 
 
+class _MixedNormal(TangentSource):
+    """Sources that draw normal tangents, and differ in how they mix them."""
+
+    def __post_init__(self) -> None:
+        check_count(self.num_tangents)
+
+    def draw(self, request: Request) -> Tensor:
+        return Normal(self.num_tangents).draw(request)
+
+
 @dataclass(frozen=True)
-class Sphere(TangentSource):
+class Sphere(_MixedNormal):
     """K independent tangents, uniform on the sphere of radius sqrt(n).
 
     They have the directions of normal tangents without the spread of their lengths; the radius
@@ -69,18 +79,12 @@ class Sphere(TangentSource):
 
     num_tangents: int
 
-    def __post_init__(self) -> None:
-        Normal(self.num_tangents)  # which checks the number
-
-    def draw(self, request: Request) -> Tensor:
-        return Normal(self.num_tangents).draw(request)
-
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return torch.diag_embed(_inverse(_lengths(gram)) * math.sqrt(dimension))
 
 
 @dataclass(frozen=True)
-class Orthogonal(TangentSource):
+class Orthogonal(_MixedNormal):
     """K orthogonal tangents of length sqrt(n), their span uniformly distributed.
 
     ``W = sqrt(n) G^(-1/2) V`` for normal V: then ``W W^T = n I``, and the mean of the forward
@@ -100,12 +104,6 @@ class Orthogonal(TangentSource):
 
     num_tangents: int
 
-    def __post_init__(self) -> None:
-        Normal(self.num_tangents)
-
-    def draw(self, request: Request) -> Tensor:
-        return Normal(self.num_tangents).draw(request)
-
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         values, vectors = torch.linalg.eigh(gram)
         smallest = self.num_tangents * torch.finfo(gram.dtype).eps * values[..., -1:]
@@ -115,7 +113,7 @@ class Orthogonal(TangentSource):
 
 
 @dataclass(frozen=True)
-class Cone(TangentSource):
+class Cone(_MixedNormal):
     """One tangent drawn freely, every other at a fixed angle to it (Section IV-C).
 
     Each other tangent is a normal one, turned in the plane that it spans with the first until the
@@ -138,14 +136,11 @@ class Cone(TangentSource):
     angle: float
 
     def __post_init__(self) -> None:
-        Normal(self.num_tangents)
+        super().__post_init__()
         if not 0 < self.angle <= 90:
             raise ValueError(
                 f"`angle` should be in degrees, above 0 and at most 90. Found {self.angle!r}."
             )
-
-    def draw(self, request: Request) -> Tensor:
-        return Normal(self.num_tangents).draw(request)
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         lengths = _lengths(gram)

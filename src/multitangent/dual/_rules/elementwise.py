@@ -10,18 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import tangents
 from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._registry import register_rule
 
 
 def _elementwise(*functions: Callable[..., Any], derivative: Callable[..., Tensor]) -> None:
-    """Register ``derivative(out, x, *args)`` of functions that act number by number."""
+    """Register ``derivative(out, x)`` of functions that act number by number."""
 
     @register_rule(*functions)
-    def _rule(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
-        t = tangents(x)
-        return None if t is None else t * derivative(out, x.primal, *args, **kwargs)
+    def _rule(out: Tensor, x: Any) -> Tensor:
+        return x.tangents * derivative(out, x.primal)
 
 
 _elementwise(torch.exp, Tensor.exp, derivative=lambda y, x: y)
