@@ -30,6 +30,7 @@ def dual(*shape: int, shared: tuple[int, ...] = (), positive: bool = False, seed
 
 X, SHARED, V = dual(4, 5), dual(4, 5, shared=(0,)), dual(5, seed=2)
 IMAGE = dual(2, 3, 4, 4, shared=(0,))
+HEADS = dual(2, 2, 5, 4, shared=(0,))
 INDEX = torch.tensor([2, 0, 2])
 MASK = value(4, 5, seed=9) > 0
 CLASSES = torch.tensor([1, 0, 4, 2])
@@ -153,6 +154,86 @@ TABLE = {
     "item mask": (Tensor.__getitem__, X, MASK),
     "item pairs": (Tensor.__getitem__, IMAGE, (INDEX % 2, INDEX)),
     "item apart": (Tensor.__getitem__, IMAGE, (INDEX % 2, slice(None), INDEX)),
+    "embedding": (F.embedding, torch.tensor([[0, 2], [3, 3]]), dual(4, 5, shared=(0,))),
+    "index select": (torch.index_select, SHARED, 0, INDEX),
+    "gather": (Tensor.gather, SHARED, 1, torch.tensor([[0, 2], [3, 3]])),
+    "flip": (torch.flip, SHARED, (-1,)),
+    "roll": (torch.roll, SHARED, 3),
+    "roll dim": (Tensor.roll, IMAGE, (1, 2), (0, -1)),
+    "repeat": (Tensor.repeat, SHARED, 2, 1, 3),
+    "conv1d": (F.conv1d, dual(2, 3, 6, shared=(0,)), value(4, 3, 3), value(4), 2, 1),
+    "conv2d": (F.conv2d, dual(2, 3, 5, 5), value(4, 3, 3, 3), {"padding": "same"}),
+    "conv2d shared": (F.conv2d, IMAGE, value(4, 3, 3, 3), value(4), {"stride": 2, "padding": 1}),
+    "conv2d constant": (F.conv2d, dual(2, 3, 4, 4, shared=(0, 2, 3)), value(4, 3, 2, 2)),
+    "conv2d one": (F.conv2d, dual(3, 5, 5), dual(4, 3, 3, 3, seed=3), dual(4, seed=4)),
+    "conv2d groups": (
+        F.conv2d, dual(2, 4, 5, 5), dual(6, 2, 3, 3, seed=3), dual(6, seed=4), 1, 1, 1, 2,
+    ),
+    "conv2d depthwise": (F.conv2d, value(2, 3, 5, 5), dual(6, 1, 3, 3), {"groups": 3}),
+    "conv2d dilated": (F.conv2d, value(2, 2, 7, 7), dual(2, 2, 3, 3), None, 1, 0, 2),
+    "conv3d": (F.conv3d, dual(2, 2, 3, 3, 3), dual(2, 2, 2, 2, 2, seed=3)),
+    "conv transpose1d": (F.conv_transpose1d, dual(2, 3, 4), dual(3, 2, 3, seed=3)),
+    "conv transpose2d": (
+        F.conv_transpose2d, IMAGE, dual(3, 2, 3, 3, seed=3), dual(2, seed=4), 2, 1, 1,
+    ),
+    "conv transpose2d groups": (
+        F.conv_transpose2d, dual(4, 3, 3), dual(4, 3, 2, 2, seed=3), {"groups": 2, "dilation": 2},
+    ),
+    "conv transpose3d": (F.conv_transpose3d, dual(2, 2, 2, 2, 2), dual(2, 1, 2, 2, 2, seed=3)),
+    "max pool1d": (F.max_pool1d, dual(2, 3, 6, shared=(0,)), 2),
+    "max pool2d": (F.max_pool2d, IMAGE, 3, 2, 1),
+    "max pool2d flag": (F.max_pool2d, dual(3, 4, 4), 2, None, 0, 1, False, False),
+    "max pool3d": (F.max_pool3d, dual(1, 2, 4, 4, 4), {"kernel_size": 2, "ceil_mode": True}),
+    "adaptive max pool1d": (F.adaptive_max_pool1d, dual(2, 3, 6), 4),
+    "adaptive max pool2d": (F.adaptive_max_pool2d, IMAGE, (2, 3)),
+    "adaptive max pool3d": (F.adaptive_max_pool3d, dual(1, 2, 4, 4, 4), 2),
+    "avg pool1d": (F.avg_pool1d, dual(2, 3, 6, shared=(0, 2)), 2),
+    "avg pool2d": (F.avg_pool2d, IMAGE, 3, 2, 1, {"count_include_pad": False}),
+    "avg pool3d": (F.avg_pool3d, dual(2, 4, 4, 4), 2),
+    "adaptive avg pool1d": (F.adaptive_avg_pool1d, dual(2, 3, 6), 4),
+    "adaptive avg pool2d": (F.adaptive_avg_pool2d, IMAGE, 1),
+    "adaptive avg pool3d": (F.adaptive_avg_pool3d, dual(1, 2, 4, 4, 4), 2),
+    "pad": (F.pad, SHARED, (1, 2)),
+    "pad batch": (F.pad, SHARED, (0, 0, 1, 1), "constant", 3.0),
+    "pad reflect": (F.pad, IMAGE, (1, 2, 0, 1), {"mode": "reflect"}),
+    "pad circular": (F.pad, dual(2, 3, 4), (1, 1), "circular"),
+    "interpolate": (F.interpolate, IMAGE, {"scale_factor": 2}),
+    "interpolate bilinear": (F.interpolate, dual(2, 3, 4, 4), (3, 7), None, "bilinear"),
+    "interpolate linear": (F.interpolate, dual(2, 3, 4), {"size": 6, "mode": "linear"}),
+    "pixel shuffle": (torch.pixel_shuffle, dual(2, 4, 3, 3, shared=(0,)), 2),
+    "pixel unshuffle": (torch.pixel_unshuffle, IMAGE, 2),
+    "batch norm": (F.batch_norm, IMAGE, value(3), WEIGHT[:3], value(3), value(3)),
+    "batch norm plain": (F.batch_norm, SHARED, value(5), WEIGHT),
+    "batch norm all": (
+        F.batch_norm, dual(2, 3, 4), value(3), WEIGHT[:3], dual(3, seed=4), dual(3, seed=5),
+    ),
+    "instance norm": (F.instance_norm, IMAGE),
+    "instance norm running": (
+        F.instance_norm, IMAGE, value(3), WEIGHT[:3], None, None, False, 0.1, 1e-3,
+    ),
+    "layer norm": (F.layer_norm, SHARED, (5,)),
+    "layer norm all": (F.layer_norm, IMAGE, (4, 4), dual(4, 4, seed=3), dual(4, 4, seed=4), 1e-3),
+    "layer norm constant": (F.layer_norm, dual(4, 5, shared=(1,)), (5,), WEIGHT),
+    "layer norm weight": (F.layer_norm, value(4, 5), (5,), dual(5)),
+    "group norm": (F.group_norm, dual(2, 4, 3, 3, shared=(0,)), 2, value(4), value(4)),
+    "group norm all": (F.group_norm, dual(2, 4, 3), 2, dual(4, seed=3), dual(4, seed=4)),
+    "rms norm": (F.rms_norm, SHARED, (5,)),
+    "rms norm all": (F.rms_norm, IMAGE, (4, 4), dual(4, 4, seed=3), 1e-3),
+    **{
+        f"attention {name}": (F.scaled_dot_product_attention, *args)
+        for name, args in {
+            "query": (dual(2, 3, 4), value(2, 5, 4), value(2, 5, 6)),
+            "all": (dual(2, 3, 4, shared=(0,)), dual(2, 5, 4, seed=3), dual(2, 5, 6, seed=4)),
+            "key": (value(2, 2, 3, 4), dual(2, 2, 5, 4), value(2, 2, 5, 4)),
+            "value": (value(3, 4), value(5, 4), dual(5, 4, shared=(1,))),
+            "causal": (HEADS, HEADS, HEADS, {"is_causal": True, "scale": 0.3}),
+            "mask": (HEADS, HEADS, HEADS, value(5, 5) > -0.5),
+            "bias": (HEADS, HEADS, HEADS, dual(5, 5, seed=7)),
+            "grouped": (
+                dual(2, 4, 3, 4), dual(2, 2, 5, 4), dual(2, 2, 5, 4), {"enable_gqa": True},
+            ),
+        }.items()
+    },
     "where": (torch.where, MASK, SHARED, 0.0),
     "where both": (torch.where, MASK, V, X),
     "where method": (Tensor.where, X, MASK, value(4, 5)),

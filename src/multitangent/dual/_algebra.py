@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -60,3 +61,19 @@ def scaled(x: Any, factor: Any, ndim: int) -> Tensor | None:
     """The tangents of `x` times a factor that broadcasts with a result of `ndim` axes."""
     t = tangents(x, ndim)
     return None if t is None else t * primal(factor)
+
+
+def each_sample(x: Any, function: Callable[[Tensor], Tensor], ndim: int) -> Tensor | None:
+    """The tangents of `x` through a linear function of a batch, all K of them as one batch.
+
+    Args:
+        x: A dual tensor ``[B, *sample]`` or ``[*sample]``, or anything else.
+        function: From ``[N, *sample]`` to ``[N, *result]``, for any N.
+        ndim: The number of axes of one sample.
+    """
+    if type(x) is not DualTensor:
+        return None
+    t = full(x, *range(-ndim, 0))
+    if t.ndim == ndim + 1:
+        return function(t)
+    return function(t.flatten(0, 1)).unflatten(0, t.shape[:2])

@@ -99,7 +99,10 @@ class DualTensor(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         from multitangent.dual._dispatch import dispatch  # which needs this class
+        from multitangent.dual._registry import COMPOSITES
 
+        if func in COMPOSITES:
+            return COMPOSITES[func](*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
             return dispatch(func, args, dict(kwargs or {}))
 

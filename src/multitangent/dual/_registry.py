@@ -15,6 +15,7 @@ Rule = Callable[..., Any]
 RULES: dict[Callable[..., Any], Rule] = {}
 VIEWS: set[Callable[..., Any]] = set()
 PLAIN: set[Callable[..., Any]] = set()
+COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def register_rule(
@@ -61,6 +62,16 @@ def register_rule(
     return register
 
 
+def register_composite(function: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Replace a function, where tangents are carried, by one made of functions that have rules."""
+
+    def register(composite: Rule) -> Rule:
+        COMPOSITES[function] = composite
+        return composite
+
+    return register
+
+
 def register_views(*functions: Callable[..., Any]) -> None:
     """Mark functions, which have rules, as returning views of their first argument."""
     VIEWS.update(functions)
@@ -87,7 +98,7 @@ def is_query(function: Callable[..., Any]) -> bool:
 
 def has_rule(function: Callable[..., Any]) -> bool:
     """Whether a function has a rule of its own, or needs none."""
-    return function in RULES or function in PLAIN
+    return function in RULES or function in PLAIN or function in COMPOSITES
 
 
 class FallbackWarning(UserWarning):

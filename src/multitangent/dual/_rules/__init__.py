@@ -2,24 +2,34 @@
 
 from multitangent.dual._rules import (
     arithmetic,
+    attention,
     contractions,
+    convolution,
     elementwise,
     indexing,
     losses,
+    normalization,
+    pooling,
     queries,
     reductions,
+    resizing,
     shapes,
     softmax,
 )
 
 __all__ = [
     "arithmetic",
+    "attention",
     "contractions",
+    "convolution",
     "elementwise",
     "indexing",
     "losses",
+    "normalization",
+    "pooling",
     "queries",
     "reductions",
+    "resizing",
     "shapes",
     "softmax",
 ]

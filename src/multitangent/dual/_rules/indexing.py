@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import add, full, full_tangents, tangents
@@ -95,3 +96,19 @@ def _where_method(out: Tensor, x: Any, condition: Tensor, y: Any) -> Tensor:
 @register_rule(torch.masked_fill, Tensor.masked_fill)
 def _masked_fill(out: Tensor, x: Any, mask: Tensor, value: Any) -> Tensor:
     return _where(out, mask, value, x)
+
+
+@register_rule(F.embedding)
+def _embedding(out: Tensor, input: Tensor, weight: Any, *args: Any, **kwargs: Any) -> Tensor:
+    return full(weight)[:, input]
+
+
+@register_rule(torch.index_select, Tensor.index_select)
+def _index_select(out: Tensor, input: Any, dim: int, index: Tensor) -> Tensor:
+    return full(input, dim).index_select(dim % input.primal.ndim + 1, index)
+
+
+@register_rule(torch.gather, Tensor.gather)
+def _gather(out: Tensor, input: Any, dim: int, index: Tensor) -> Tensor:
+    t = full(input)
+    return t.gather(dim % input.primal.ndim + 1, index.expand(t.shape[0], *index.shape))

@@ -174,6 +174,27 @@ def _to(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     return t.to(out.device, out.dtype)
 
 
+@register_rule(torch.flip, Tensor.flip)
+def _flip(out: Tensor, x: Any, *dims: Any) -> Tensor:
+    t: Tensor = x.tangents.flip([_axis(x, dim) for dim in _flat(dims)])
+    return t
+
+
+@register_rule(torch.roll, Tensor.roll)
+def _roll(out: Tensor, x: Any, shifts: Any, dims: Any = None) -> Tensor:
+    if dims is None:
+        return full(x).flatten(1).roll(shifts, 1).unflatten(1, out.shape)
+    axes = [_axis(x, dim) for dim in ([dims] if isinstance(dims, int) else dims)]
+    return full(x, *[axis - 1 for axis in axes]).roll(shifts, axes)
+
+
+@register_rule(Tensor.repeat)
+def _repeat(out: Tensor, x: Any, *sizes: Any) -> Tensor:
+    t = full(x)
+    t = t.reshape(t.shape[0], *[1] * (out.ndim - x.primal.ndim), *t.shape[1:])
+    return t.repeat(1, *_flat(sizes))
+
+
 def _joined(tensors: Sequence[Any], out: Tensor, join: Callable[[list[Tensor]], Tensor]) -> Tensor:
     """Tangents of tensors put together, zeros for those that have none."""
     count = max(x.tangents.shape[0] for x in tensors if type(x) is DualTensor)

@@ -1,0 +1,90 @@
+"""Convolutions: K·B images in one call, or K times the filters for tangents of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitangent.dual._algebra import add, each_sample, full_tangents, primal, tangents
+from multitangent.dual._registry import register_rule
+
+
+def _register(function: Callable[..., Tensor], spatial: int) -> None:
+    @register_rule(function)
+    def _convolution(
+        out: Tensor,
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        def convolve(x: Tensor, filters: Tensor) -> Tensor:
+            return function(x, filters, None, stride, padding, dilation, groups)
+
+        return add(
+            each_sample(input, lambda t: convolve(t, primal(weight)), spatial + 1),
+            _of_weight(convolve, primal(input), weight, groups, 0),
+            _of_bias(bias, out.ndim, spatial),
+        )
+
+
+def _register_transposed(function: Callable[..., Tensor], spatial: int) -> None:
+    @register_rule(function)
+    def _transposed_convolution(
+        out: Tensor,
+        input: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Tensor:
+        def convolve(x: Tensor, filters: Tensor) -> Tensor:
+            return function(x, filters, None, stride, padding, output_padding, groups, dilation)
+
+        return add(
+            each_sample(input, lambda t: convolve(t, primal(weight)), spatial + 1),
+            _of_weight(convolve, primal(input), weight, groups, 1),
+            _of_bias(bias, out.ndim, spatial),
+        )
+
+
+def _of_weight(
+    convolve: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Any, groups: int, outputs: int
+) -> Tensor | None:
+    """One convolution with K times the filters; `outputs` is their axis of output channels."""
+    t = full_tangents(weight)  # [K, out, in / groups, ...], or [K, in, out / groups, ...]
+    if t is None:
+        return None
+    count = t.shape[0]
+    if outputs == 0:  # channels stand group by group, so the K of a group stand together
+        filters = t.unflatten(1, (groups, -1)).movedim(0, 1).flatten(0, 2)
+    else:
+        filters = t.movedim(0, 1).flatten(1, 2)
+    result = convolve(x, filters)
+    channels = 1 if result.ndim == t.ndim - 1 else 0
+    apart = result.unflatten(channels, (groups, count, -1))
+    return apart.movedim(channels + 1, 0).flatten(channels + 1, channels + 2)
+
+
+def _of_bias(bias: Any, ndim: int, spatial: int) -> Tensor | None:
+    t = tangents(bias)  # [K, C]
+    if t is None:
+        return None
+    return t.reshape(len(t), *[1] * (ndim - spatial - 1), -1, *[1] * spatial)
+
+
+_register(torch.conv1d, 1)
+_register(torch.conv2d, 2)
+_register(torch.conv3d, 3)
+_register_transposed(torch.conv_transpose1d, 1)
+_register_transposed(torch.conv_transpose2d, 2)
+_register_transposed(torch.conv_transpose3d, 3)

@@ -1,0 +1,150 @@
+"""Normalisation over a batch (its statistics held constant), a group, a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multitangent.dual._algebra import add, full, primal, tangents
+from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._registry import register_rule
+
+
+@register_rule(F.batch_norm)
+def _batch_norm(
+    out: Tensor,
+    input: Any,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Mean and variance, of the batch or running, do not change along tangents."""
+    x = primal(input)
+    mean, var = running_mean, running_var
+    if training or mean is None or var is None:
+        var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+    spread = (var + eps).rsqrt()
+    through = None
+    if type(input) is DualTensor:
+        scale = spread if weight is None else spread * primal(weight)
+        through = input.tangents * _channels(scale, x.ndim)
+    of_weight = _parameter(weight, x.ndim)
+    if of_weight is not None:
+        of_weight = of_weight * ((x - _channels(mean, x.ndim)) * _channels(spread, x.ndim))
+    return add(through, of_weight, _parameter(bias, x.ndim))
+
+
+def _channels(statistic: Tensor, ndim: int) -> Tensor:
+    """``[C]``, aligned with ``[B, C, ...]``."""
+    return statistic.reshape(-1, *[1] * (ndim - 2))
+
+
+def _parameter(parameter: Any, ndim: int) -> Tensor | None:
+    """Tangents ``[K, C]`` of a weight or bias, aligned with ``[K, B, C, ...]``."""
+    t = tangents(parameter)
+    return None if t is None else t.reshape(t.shape[0], 1, -1, *[1] * (ndim - 2))
+
+
+@register_rule(F.layer_norm, torch.layer_norm)
+def _layer_norm(
+    out: Tensor,
+    input: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    x = primal(input)
+    axes = list(range(-len(normalized_shape), 0))
+    var, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    spread = (var + eps).rsqrt()
+    standard = (x - mean) * spread
+    through = None
+    if type(input) is DualTensor:
+        through = _standardized(full(input, *axes), standard, spread, axes)
+        through = through if weight is None else through * primal(weight)
+    of_weight = tangents(weight, x.ndim)
+    return add(
+        through, None if of_weight is None else of_weight * standard, tangents(bias, x.ndim)
+    )
+
+
+def _standardized(t: Tensor, standard: Tensor, spread: Tensor, axes: list[int]) -> Tensor:
+    """Tangents of ``(x - mean) * spread``, mean and spread taken over the axes."""
+    along = (t * standard).mean(axes, keepdim=True)
+    return torch.addcmul(t - t.mean(axes, keepdim=True), standard, along, value=-1).mul_(spread)
+
+
+@register_rule(F.group_norm, torch.group_norm)
+def _group_norm(
+    out: Tensor,
+    input: Any,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *unused: Any,
+) -> Tensor:
+    x = primal(input)
+    groups = x.unflatten(1, (num_groups, -1)).flatten(2)  # [B, groups, rest]
+    var, mean = torch.var_mean(groups, 2, correction=0, keepdim=True)
+    spread = (var + eps).rsqrt()
+    standard = (groups - mean) * spread
+    through = None
+    if type(input) is DualTensor:
+        t = full(input, *range(1, x.ndim)).unflatten(2, (num_groups, -1)).flatten(3)
+        through = _standardized(t, standard, spread, [-1])
+        through = through.reshape(*through.shape[:2], *x.shape[1:])
+        through = through if weight is None else through * _channels(primal(weight), x.ndim)
+    of_weight = _parameter(weight, x.ndim)
+    if of_weight is not None:
+        of_weight = of_weight * standard.reshape(x.shape)
+    return add(through, of_weight, _parameter(bias, x.ndim))
+
+
+@register_rule(F.instance_norm)
+def _instance_norm(
+    out: Tensor,
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return _batch_norm(out, input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    return _group_norm(out, input, primal(input).shape[1], weight, bias, eps)
+
+
+@register_rule(F.rms_norm, torch.rms_norm)
+def _rms_norm(
+    out: Tensor,
+    input: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    eps: float | None = None,
+) -> Tensor:
+    x = primal(input)
+    axes = list(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    spread = (x.square().mean(axes, keepdim=True) + eps).rsqrt()
+    standard = x * spread
+    through = None
+    if type(input) is DualTensor:
+        t = full(input, *axes)
+        along = (t * standard).mean(axes, keepdim=True)
+        through = torch.addcmul(t, standard, along, value=-1).mul_(spread)
+        through = through if weight is None else through * primal(weight)
+    of_weight = tangents(weight, x.ndim)
+    return add(through, None if of_weight is None else of_weight * standard)
