@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class Part:
-    """Some samples of a batch.
+    """Some samples of a batch, or all of them.
 
     Attributes:
         inputs: What the model is called with: a tensor, a tuple or a mapping.
@@ -31,29 +31,47 @@ class Part:
         """The number of samples of this part."""
         return self.rows.stop - self.rows.start
 
+    def split(self, size: int) -> Iterator[Part]:
+        """Parts of `size` samples each, the last one perhaps of less.
 
-def split(inputs: Any, target: Any, size: int | None) -> Iterator[Part]:
-    """The parts of a batch, of `size` samples each, or the batch as one part.
+        Tensors whose first axis is the batch are split, anything else is handed to every part.
+        """
+        if size >= self.size:
+            yield self
+            return
+        for start in range(0, self.size, size):
+            yield self.take(slice(start, min(start + size, self.size)))
 
-    Tensors whose first axis is the batch are split, anything else is handed to every part.
-    """
-    batch_size = _batch_size(inputs)
-    size = batch_size if size is None else size
+    def take(self, rows: slice) -> Part:
+        """The samples `rows`, which count from the first of this part."""
 
-    def take(value: Any, rows: slice) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        whole = value.ndim == 0 or value.shape[0] != batch_size or size >= batch_size
-        return (value if whole else value[rows]).detach()
+        def take(value: Any) -> Any:
+            per_sample = isinstance(value, Tensor) and value.shape[:1] == (self.size,)
+            return value[rows] if per_sample else value
 
-    for start in range(0, batch_size, size):
-        rows = slice(start, min(start + size, batch_size))
-        yield Part(
-            pytree.tree_map(lambda value, rows=rows: take(value, rows), inputs),
-            pytree.tree_map(lambda value, rows=rows: take(value, rows), target),
-            rows,
-            batch_size,
+        first = self.rows.start
+        return Part(
+            pytree.tree_map(take, self.inputs),
+            pytree.tree_map(take, self.target),
+            slice(first + rows.start, first + rows.stop),
+            self.batch_size,
         )
+
+
+def whole(inputs: Any, target: Any) -> Part:
+    """The whole batch; the first axis of the first input is its size.
+
+    Raises:
+        ValueError: If there is no sample.
+    """
+
+    def detach(value: Any) -> Any:
+        return value.detach() if isinstance(value, Tensor) else value
+
+    size = _batch_size(inputs)
+    return Part(
+        pytree.tree_map(detach, inputs), pytree.tree_map(detach, target), slice(0, size), size
+    )
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:

@@ -42,16 +42,12 @@ class Diagnostics:
         return trace.square() / self.gram.square().sum((-2, -1))
 
 
-def diagnose(estimates: list[tuple[Combination, Tensor]], fallbacks: set[str]) -> Diagnostics:
-    """Put together the parts of a step: combinations, and the Gram matrices of what was drawn."""
-    jvps = torch.cat([c.jvps if c.jvps.ndim == 2 else c.jvps[:, None] for c, _ in estimates], 1)
-    norms = torch.cat([_norm(c.coefficients, gram) for c, gram in estimates])
-    whole = estimates[0][0].jvps.ndim == 1
-    grams = [c.gram.reshape(-1, *c.gram.shape[-2:]) for c, _ in estimates]
-    shared = all(torch.equal(gram, grams[0][:1]) for gram in grams)
-    gram = grams[0][0] if shared else torch.cat(grams)
+def diagnose(combined: Combination, drawn: Tensor, fallbacks: set[str]) -> Diagnostics:
+    """Put together a step's combination, the Gram matrix of what was drawn, and fallbacks."""
+    norm = _norm(combined.coefficients, drawn)
+    whole = combined.jvps.ndim == 1
     return Diagnostics(
-        jvps[:, 0] if whole else jvps, gram, norms[0] if whole else norms, frozenset(fallbacks)
+        combined.jvps, combined.gram, norm[0] if whole else norm, frozenset(fallbacks)
     )
 
 

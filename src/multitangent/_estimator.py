@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from multitangent._batch import split
+from multitangent._batch import Part, whole
 from multitangent._coefficients import Combination, combination
 from multitangent._diagnostics import Diagnostics, diagnose
 from multitangent._per_sample_loss import PerSampleLoss
 from multitangent.aggregation import Aggregator, Projection
 from multitangent.dual import record_fallbacks
-from multitangent.perturbation import Activations, Perturbation, Setting, Sweep, Weights
+from multitangent.perturbation import (
+    Activations,
+    Perturbation,
+    Setting,
+    Sweep,
+    Weights,
+    micro_batch_size,
+)
 from multitangent.tangents import Normal, Stream, TangentSource
 
 
@@ -31,6 +40,8 @@ class GradientEstimator(ABC):
         perturb: Literal["activations", "weights"] | Perturbation = "activations",
         seed: int = 0,
         micro_batch: int | Literal["auto"] = "auto",
+        store_tangents: bool = True,
+        tangent_dtype: torch.dtype | None = None,
     ) -> None:
         check_kinds(tangents, aggregator)
         self.model = model
@@ -40,8 +51,11 @@ class GradientEstimator(ABC):
         self.perturb = _perturbation(perturb)
         self.seed = seed
         self.micro_batch = micro_batch
+        self.store_tangents = store_tangents
+        self.tangent_dtype = tangent_dtype
         self.step = 0
-        self._last_step: tuple[list[tuple[Combination, Tensor]], set[str]] | None = None
+        self._sizes: dict[int, int] = {}
+        self._last_step: tuple[Combination, Tensor, set[str]] | None = None
         self._per_sample = PerSampleLoss(loss)
         if micro_batch != "auto" and (not isinstance(micro_batch, int) or micro_batch < 1):
             raise ValueError(
@@ -67,35 +81,70 @@ class GradientEstimator(ABC):
         refuse_inference_mode()
         if [p.requires_grad for p in self._parameters] != self._trainable:
             self._bind()
-        size = None if self.micro_batch == "auto" else self.micro_batch
-        parts = list(split(inputs, target, size))
+        batch = whole(inputs, target)
+        with record_fallbacks() as fallbacks:
+            sweep, losses, jvps = self._differentiated(batch)
+            with torch.autocast(losses.device.type, enabled=False):
+                gram, dimension = sweep.tangents.gram(), sweep.tangents.dimension
+                combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
+                sweep.pull(combined.coefficients)
+        self._last_step = combined, gram, fallbacks
+        self.step += 1
+        return losses.sum() * self._per_sample.scale(batch.size)
+
+    def _differentiated(self, batch: Part) -> tuple[Sweep, Tensor, Tensor]:
+        """The sweep of a batch, its losses and directional derivatives."""
+        while True:
+            setting = self._setting(batch)
+            sweep = self._sweep(setting, batch)
+            try:
+                return sweep, *self._differentiate(sweep)
+            except torch.OutOfMemoryError:
+                if setting.micro_batch == 1:
+                    raise
+            # Only now, outside of the handler, nothing refers to the tensors that did not fit.
+            self._sizes[batch.size] = setting.micro_batch // 2
+            warnings.warn(
+                f"micro_batch={setting.micro_batch} does not fit the memory of the device: going "
+                f"on with {setting.micro_batch // 2}.",
+                stacklevel=3,
+            )
+            del sweep
+
+    def _setting(self, batch: Part) -> Setting:
+        """What the step at hand knows."""
         setting = Setting(
             model=self.model,
             loss=self._per_sample,
             source=self.tangents,
             stream=Stream(self.seed, self.step),
-            correction=self._per_sample.correction(target),
+            correction=self._per_sample.correction(batch.target),
+            micro_batch=batch.size,
+            store_tangents=self.store_tangents,
+            tangent_dtype=self.tangent_dtype,
         )
-        values = []
-        estimates = []
-        with record_fallbacks() as fallbacks:
-            for sweep in self._sweeps(setting, parts):
-                losses, jvps = self._differentiate(sweep)
-                with torch.autocast(losses.device.type, enabled=False):
-                    gram, dimension = sweep.tangents.gram(), sweep.tangents.dimension
-                    combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
-                    sweep.pull(combined.coefficients)
-                values.append(losses)
-                estimates.append((combined, gram))
-        self._last_step = estimates, fallbacks
-        self.step += 1
-        return torch.cat(values).sum() * self._per_sample.scale(parts[0].batch_size)
+        if batch.size not in self._sizes:
+            self._sizes[batch.size] = (
+                micro_batch_size(setting, batch)
+                if self.micro_batch == "auto"
+                else min(self.micro_batch, batch.size)
+            )
+        return replace(setting, micro_batch=self._sizes[batch.size])
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
         self._parameters = list(self.model.parameters())
         self._trainable = [p.requires_grad for p in self._parameters]
-        self._sweeps = self.perturb.bind(self.model)
+        self._sweep = self.perturb.bind(self.model)
+
+    def _options(self) -> str:
+        """The rarer arguments, where they are not the default."""
+        shown = {"store_tangents": True, "tangent_dtype": None}
+        return "".join(
+            f", {name}={getattr(self, name)!r}"
+            for name, default in shown.items()
+            if getattr(self, name) != default
+        )
 
     @abstractmethod
     def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
@@ -132,7 +181,7 @@ class GradientEstimator(ABC):
         return (
             f"{type(self).__name__}({type(self.model).__name__}(...), {loss}, "
             f"tangents={self.tangents}, aggregator={self.aggregator}, perturb={self.perturb}, "
-            f"seed={self.seed}, micro_batch={self.micro_batch!r})"
+            f"seed={self.seed}, micro_batch={self.micro_batch!r}{self._options()})"
         )
 
 

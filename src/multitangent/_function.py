@@ -11,7 +11,7 @@ from multitangent._coefficients import combination
 from multitangent._estimator import check_kinds, refuse_inference_mode
 from multitangent.aggregation import Aggregator, Projection
 from multitangent.dual import DualTensor
-from multitangent.tangents import Normal, Request, Stream, Tangents, TangentSource
+from multitangent.tangents import Block, Normal, Request, Stream, Tangents, TangentSource
 
 
 @torch.no_grad()
@@ -63,8 +63,9 @@ def forward_gradient(
         Stream(seed, step), 0, tuple(x.shape), None, 0, x.dtype, x.device, primal=point
     )
     drawn = Tangents()
-    drawn.add("x", source.draw(request))
-    out = f(DualTensor(point, drawn.blocks["x"][:, 0]))
+    block = Block(source, request, store=True)
+    drawn.add("x", block)
+    out = f(DualTensor(point, block.rows()[:, 0]))
     if not isinstance(out, Tensor) or out.ndim != 0:
         found = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"`f` should return a scalar tensor. Found {found}. Try `.sum()`.")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from torch import Tensor
 
 from multitangent._estimator import GradientEstimator
 from multitangent.perturbation import Sweep
+
+_STATISTICS: dict[str, Literal["hold", "couple"]] = {"frozen": "hold", "coupled": "couple"}
 
 
 class SimulatedGradient(GradientEstimator):
@@ -14,7 +18,12 @@ class SimulatedGradient(GradientEstimator):
     Backpropagation gives the gradient of the perturbed values, whose products with the same
     tangents are the directional derivatives. This is how the paper's network results were obtained.
     It serves as the oracle of the tests and to study many tangents cheaply. Arguments and returns
-    are those of `ForwardGradient`.
+    are those of `ForwardGradient`, and one more.
+
+    Args:
+        statistics: Batch normalisation in training mode ties the samples together.
+            ``"frozen"`` holds its mean and variance constant, as a forward sweep has to;
+            ``"coupled"`` differentiates through them, as backpropagation and the paper do.
 
     Examples:
         >>> import torch
@@ -26,5 +35,18 @@ class SimulatedGradient(GradientEstimator):
         torch.Size([1])
     """
 
+    def __init__(
+        self,
+        *args: Any,
+        statistics: Literal["frozen", "coupled"] = "frozen",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if statistics not in _STATISTICS:
+            raise ValueError(
+                f"`statistics` should be one of {list(_STATISTICS)}. Found {statistics!r}."
+            )
+        self.statistics = statistics
+
     def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
-        return sweep.backpropagate()
+        return sweep.backpropagate(_STATISTICS[self.statistics])

@@ -26,7 +26,7 @@ class PythonLoop(GradientEstimator):
     def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
         assert isinstance(sweep, ActivationSweep)
         losses = sweep.record()
-        blocks = list(sweep.tangents.blocks.values())
+        blocks = [block.rows() for block in sweep.tangents.blocks.values()]
         rows = []
         for k in range(len(blocks[0])):
             with torch.no_grad(), forward_ad.dual_level():
@@ -48,7 +48,7 @@ class VmapJvp(GradientEstimator):
     def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
         assert isinstance(sweep, ActivationSweep)
         losses = sweep.record()
-        blocks = tuple(sweep.tangents.blocks.values())
+        blocks = tuple(block.rows() for block in sweep.tangents.blocks.values())
         origin = tuple(torch.zeros_like(block[0]) for block in blocks)
 
         def perturbed(*offsets: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class VmapJvp(GradientEstimator):
 def _run(sweep: ActivationSweep, inject: Callable[[Tensor, int], Tensor]) -> Tensor:
     """The losses of a forward pass with something done at every site."""
     with observed(sweep.sites, _Injector(inject)):
-        output = call_model(sweep.setting.model, sweep.part.inputs)
-    return sweep.setting.losses(output, sweep.part)
+        output = call_model(sweep.setting.model, sweep.batch.inputs)
+    return sweep.setting.losses(output, sweep.batch)
 
 
 class _Injector(Visitor):

@@ -3,18 +3,26 @@
 from multitangent.dual import _rules as _rules  # registers the rules
 from multitangent.dual._algebra import add, full_tangents, primal, tangents
 from multitangent.dual._dual_tensor import DualTensor
-from multitangent.dual._part_of_batch import PartOfBatch
-from multitangent.dual._registry import FallbackWarning, has_rule, record_fallbacks, register_rule
+from multitangent.dual._part_of_batch import PartOfBatch, Statistics
+from multitangent.dual._registry import (
+    FallbackWarning,
+    has_rule,
+    record_fallbacks,
+    register_composite,
+    register_rule,
+)
 
 __all__ = [
     "DualTensor",
     "FallbackWarning",
     "PartOfBatch",
+    "Statistics",
     "add",
     "full_tangents",
     "has_rule",
     "primal",
     "record_fallbacks",
+    "register_composite",
     "register_rule",
     "tangents",
 ]

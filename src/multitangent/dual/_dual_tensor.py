@@ -38,7 +38,7 @@ class DualTensor(Tensor):
     # (`_replay`), so that a write through one of them reaches all; `_writes` counts the writes and
     # is shared by all views of one tensor.
     _primal: Tensor
-    _tangents: Tensor
+    _tangents: Tensor | Callable[[], Tensor]
     _parent: DualTensor | None
     _replay: Callable[[Tensor], Tensor] | None
     _writes: list[int]
@@ -52,6 +52,11 @@ class DualTensor(Tensor):
     def __init__(self, primal: Tensor, tangents: Tensor) -> None:
         super().__init__()
 
+    @classmethod
+    def drawn(cls, primal: Tensor, draw: Callable[[], Tensor]) -> DualTensor:
+        """A dual tensor whose tangents are drawn whenever they are used, and never kept."""
+        return _make(primal, draw)
+
     @property
     def primal(self) -> Tensor:
         """The value, a plain tensor ``[*shape]``."""
@@ -63,7 +68,7 @@ class DualTensor(Tensor):
         if self._parent is not None and self._seen != self._writes[0]:
             self._tangents = self._again(expanded(self._parent))
             self._seen = self._writes[0]
-        return self._tangents
+        return self._tangents if isinstance(self._tangents, Tensor) else self._tangents()
 
     def write(self, tangents: Tensor) -> None:
         """Replace the tangents after the primal changed in place, through all views."""
@@ -121,10 +126,10 @@ class DualTensor(Tensor):
         )
 
     def __repr__(self, **kwargs: Any) -> str:  # type: ignore[override]
-        return f"DualTensor({self._primal!r}, num_tangents={self._tangents.shape[0]})"
+        return f"DualTensor({self._primal!r}, num_tangents={self.tangents.shape[0]})"
 
 
-def _make(primal: Tensor, tangents: Tensor) -> DualTensor:
+def _make(primal: Tensor, tangents: Tensor | Callable[[], Tensor]) -> DualTensor:
     dual: DualTensor = Tensor._make_wrapper_subclass(
         DualTensor, primal.shape, dtype=primal.dtype, device=primal.device
     )

@@ -1,16 +1,17 @@
-"""Some samples of a batch, with random numbers that do not depend on the split."""
+"""Some samples of a batch, with random numbers and statistics that do not depend on the split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from multitangent.dual._registry import function_name, is_query
+from multitangent.dual._algebra import primal
+from multitangent.dual._registry import COMPOSITES, function_name, is_query
 
 _DROPOUT: dict[Callable[..., Any], int] = {  # the axes, after the first, that share a mask
     F.dropout: 0,
@@ -19,17 +20,26 @@ _DROPOUT: dict[Callable[..., Any], int] = {  # the axes, after the first, that s
     F.dropout3d: 3,
 }
 
+Statistics = Literal["update", "hold", "couple"]
+
 
 class PartOfBatch(TorchFunctionMode):
-    """Inside this block, dropout draws its masks for the whole batch and takes the rows it needs.
+    """Inside this block a part of a batch is treated as the whole batch would be.
 
-    So all tangents of a sample share one mask, and neither the split into micro-batches nor a
-    second run of the same module changes it.
+    Dropout draws its masks for the whole batch and takes the rows it needs: all tangents of a
+    sample share one mask, and neither the split into micro-batches nor a second run of the same
+    module changes it. Batch normalisation in training mode takes its statistics from the whole
+    batch, and updates running averages in the first run only.
 
     Args:
         generator: Maps the count of the dropout call to a seeded generator on a device.
         rows: The samples of the batch that this sweep carries.
         batch_size: The number of samples of the whole batch.
+        statistics: What batch normalisation in training mode does. ``"update"``: as ever, for the
+            whole batch. ``"hold"``: takes mean and variance from `recorded`, as constants.
+            ``"couple"``: as ever, but leaves the running averages alone.
+        recorded: Mean and variance of every call of batch normalisation, filled by ``"update"``;
+            ``None`` records nothing.
 
     Attributes:
         calls: How often dropout has been called.
@@ -41,13 +51,18 @@ class PartOfBatch(TorchFunctionMode):
         generator: Callable[[int, torch.device], torch.Generator],
         rows: slice,
         batch_size: int,
+        statistics: Statistics = "update",
+        recorded: list[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.rows = rows
         self.batch_size = batch_size
+        self.statistics = statistics
+        self.recorded = recorded
         self.calls = 0
         self.between_sites = False
+        self._normalizations = 0
 
     def __torch_function__(
         self,
@@ -58,33 +73,112 @@ class PartOfBatch(TorchFunctionMode):
     ) -> Any:
         if self.between_sites:
             _refuse_parameters(func, args)
-        if func in _DROPOUT:
-            return self._dropout(_DROPOUT[func], *args, **(kwargs or {}))
-        if func is F.batch_norm:
-            _refuse_batch_statistics(*args, **(kwargs or {}))
+        special = _SPECIAL.get(func)
+        if special is not None:
+            return special(self, func, *args, **(kwargs or {}))
+        if func in COMPOSITES:
+            with self:
+                return COMPOSITES[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _dropout(
-        self, shared: int, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+        self,
+        func: Callable[..., Any],
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
     ) -> Tensor:
         if not training or p == 0:
-            return x
-        shape = list(x.shape)
+            return input
+        shape, shared = list(input.shape), _DROPOUT[func]
         if shared:
             shape[-shared:] = [1] * shared
-        count, rest = divmod(x.shape[0], self.rows.stop - self.rows.start)
+        count, rest = divmod(input.shape[0], self.rows.stop - self.rows.start)
         if rest == 0:  # a sample may have several rows, such as one for each head of attention
-            noise = self._noise([count * self.batch_size, *shape[1:]], x)
+            noise = self._noise([count * self.batch_size, *shape[1:]], input)
             noise = noise[count * self.rows.start : count * self.rows.stop]
         else:
-            noise = self._noise(shape, x)
-        mask = (noise >= p).to(x.dtype) * (1 / (1 - p) if p < 1 else 0.0)
-        return x.mul_(mask) if inplace else x * mask
+            noise = self._noise(shape, input)
+        mask = (noise >= p).to(input.dtype) * (1 / (1 - p) if p < 1 else 0.0)
+        return input.mul_(mask) if inplace else input * mask
 
     def _noise(self, shape: list[int], like: Tensor) -> Tensor:
         generator = self.generator(self.calls, like.device)
         self.calls += 1
         return torch.rand(shape, generator=generator, device=like.device)
+
+    def _attention(
+        self, func: Callable[..., Any], *args: Any, dropout_p: float = 0.0, **kwargs: Any
+    ) -> Any:
+        from multitangent.dual._rules.attention import attention_with_dropout
+
+        if len(args) > 4:
+            args, dropout_p, kwargs["is_causal"] = args[:4], args[4], (*args, False)[5]
+        if dropout_p == 0:
+            return func(*args, **kwargs)
+        with self:
+            return attention_with_dropout(*args, dropout_p=dropout_p, **kwargs)
+
+    def _batch_norm(
+        self,
+        func: Callable[..., Any],
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Any:
+        rest = weight, bias, training, momentum, eps
+        if not training:
+            return func(input, running_mean, running_var, *rest)
+        if self.statistics == "couple":
+            return func(input, None, None, *rest)
+        if self.statistics == "hold":
+            assert self.recorded is not None
+            mean, var = self.recorded[self._normalizations]
+            self._normalizations += 1
+            return func(input, mean, var, weight, bias, False, momentum, eps)
+        if self.rows.stop - self.rows.start < self.batch_size:
+            raise NotImplementedError(
+                "Batch normalisation in training mode should be a module, such as nn.BatchNorm2d, "
+                "where weights are perturbed in micro-batches: it needs the statistics of the whole "
+                "batch. Found a call of batch_norm elsewhere. Try `micro_batch` as large as the "
+                "batch."
+            )
+        if self.recorded is not None:
+            value = primal(input)
+            var, mean = torch.var_mean(value, [0, *range(2, value.ndim)], correction=0)
+            self.recorded.append((mean.detach(), var.detach()))
+        return func(input, running_mean, running_var, *rest)
+
+    def _instance_norm(
+        self,
+        func: Callable[..., Any],
+        input: Tensor,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        use_input_stats: bool = True,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if use_input_stats and self.statistics != "update":
+            running_mean = running_var = None
+        affine = weight, bias, use_input_stats
+        return func(input, running_mean, running_var, *affine, *rest, **kwargs)
+
+
+_SPECIAL: dict[Callable[..., Any], Callable[..., Any]] = {
+    **dict.fromkeys(_DROPOUT, PartOfBatch._dropout),
+    F.scaled_dot_product_attention: PartOfBatch._attention,
+    F.batch_norm: PartOfBatch._batch_norm,
+    F.instance_norm: PartOfBatch._instance_norm,
+}
 
 
 def _refuse_parameters(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -96,21 +190,3 @@ def _refuse_parameters(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
                 f"{function_name(func)} between sites. Try `Activations(sites=[...])` with a "
                 "module around that use, or `perturb='weights'`."
             )
-
-
-def _refuse_batch_statistics(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    *rest: Any,
-    **kwargs: Any,
-) -> None:
-    if training:
-        raise NotImplementedError(
-            "Batch normalisation should use its running statistics: those of the batch tie the "
-            "samples together, and directional derivatives are taken sample by sample. Found "
-            "batch_norm in training mode. Try `.eval()` on those modules, or nn.GroupNorm."
-        )

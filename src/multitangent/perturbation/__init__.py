@@ -1,6 +1,8 @@
 """Perturbations: which values of a model the tangents are directions of."""
 
-from multitangent.perturbation._activations import Activations, ActivationSweep
+from multitangent.perturbation._activation_sweep import ActivationSweep
+from multitangent.perturbation._activations import Activations
+from multitangent.perturbation._micro_batch import micro_batch_size
 from multitangent.perturbation._setting import Perturbation, Setting, Sweep
 from multitangent.perturbation._sites import Site, Visitor, observed
 from multitangent.perturbation._weights import Weights
@@ -14,5 +16,6 @@ __all__ = [
     "Sweep",
     "Visitor",
     "Weights",
+    "micro_batch_size",
     "observed",
 ]

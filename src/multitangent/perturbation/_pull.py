@@ -39,7 +39,6 @@ class LocalPull:
         self._parameters = list(owned.values())
         self._recompute = recompute
         self._visits: list[_Visit] = []
-        self._counts: dict[str, int] = {}
 
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], calls: int) -> None:
         """A layer begins: from here on its primal is recorded by autograd."""
@@ -50,13 +49,9 @@ class LocalPull:
         self._visits.append(_Visit(site, inputs, versions, calls))
         torch.set_grad_enabled(not self._recompute)
 
-    def leave(self, site: Site, output: Tensor) -> str:
-        """One output of the layer; returns the name of its block of tangents."""
-        count = self._counts.get(site.name, 0)
-        self._counts[site.name] = count + 1
-        name = site.name if count == 0 else f"{site.name}#{count}"
+    def leave(self, name: str, output: Tensor) -> None:
+        """One output of the layer, with the name of its block of tangents."""
         self._visits[-1].outputs[name] = output
-        return name
 
     def close(self) -> None:
         """The layer is done: nothing is recorded up to the next one."""

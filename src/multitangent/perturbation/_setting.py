@@ -4,27 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from multitangent._batch import Part
 from multitangent._per_sample_loss import PerSampleLoss
-from multitangent.dual import DualTensor, PartOfBatch
-from multitangent.tangents import Request, Stream, Tangents, TangentSource
+from multitangent.dual import DualTensor, PartOfBatch, Statistics
+from multitangent.tangents import Block, Request, Stream, Tangents, TangentSource
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One step: the model, the loss, where tangents come from, and the step's random numbers."""
+    """One step: the model, the loss, where tangents come from, and the step's random numbers.
+
+    Attributes:
+        model: The model.
+        loss: Of one sample each.
+        source: Where tangents come from.
+        stream: The random numbers of the step.
+        correction: What a weighted mean multiplies the losses by.
+        micro_batch: How many samples are pushed at a time.
+        store_tangents: Whether tangents are kept, or drawn again where they are needed.
+        tangent_dtype: The type in which tangents are carried, by default the perturbed value's.
+        recorded: Mean and variance of every call of batch normalisation in this step.
+    """
 
     model: nn.Module
     loss: PerSampleLoss
     source: TangentSource
     stream: Stream
     correction: float
+    micro_batch: int
+    store_tangents: bool = True
+    tangent_dtype: torch.dtype | None = None
+    recorded: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def losses(self, output: Any, part: Part) -> Tensor:
         """The losses ``[b]`` of the samples of a part."""
@@ -48,7 +64,7 @@ class Setting:
         shape: tuple[int, ...],
         samples: range | None,
         target: Any = None,
-    ) -> Tensor:
+    ) -> Block:
         """Draw the block of one site and add it to the others."""
         request = Request(
             stream=self.stream,
@@ -61,54 +77,66 @@ class Setting:
             primal=value,
             target=target,
         )
-        block = self.source.draw(request)
-        self._check(block, request)
+        block = Block(self.source, request, store=self.store_tangents, dtype=self.tangent_dtype)
         tangents.add(name, block)
         return block
 
-    def _check(self, block: Tensor, request: Request) -> None:
-        own = 1 if request.samples is None else len(request.samples)
-        head, count = list(block.shape[:2]), self.source.num_tangents
-        fits = head in ([count, 1], [count, own]) and block.shape[2:] == request.shape
-        if not fits or block.dtype != request.dtype:
-            wanted = f"[{count}, {own}, *{list(request.shape)}] of {request.dtype}"
-            raise ValueError(
-                f"`draw` of {self.source!r} should return tangents of shape {wanted}. Found "
-                f"{list(block.shape)} of {block.dtype}."
-            )
-
     @contextmanager
-    def part_of_batch(self, part: Part, calls: int = 0) -> Iterator[PartOfBatch]:
+    def part_of_batch(
+        self, part: Part, statistics: Statistics, *, record: bool = False, calls: int = 0
+    ) -> Iterator[PartOfBatch]:
         """Run a part of the batch with the random numbers of this step, whatever the split.
 
         Args:
             part: The samples.
+            statistics: What batch normalisation in training mode does: see `PartOfBatch`.
+            record: Whether to remember its statistics.
             calls: How many calls of dropout came before.
         """
 
         def generator(call: int, device: torch.device) -> torch.Generator:
             return self.stream.generator(device, self.stream.key("dropout", call))
 
-        with (
-            torch.random.fork_rng(devices=[]),
-            PartOfBatch(generator, part.rows, part.batch_size) as mode,
-        ):
+        recorded = self.recorded if record or statistics == "hold" else None
+        mode = PartOfBatch(generator, part.rows, part.batch_size, statistics, recorded)
+        with torch.random.fork_rng(devices=[]), mode:
             # Other random functions repeat themselves too, for the same split of the batch.
             key = self.stream.key("other", part.rows.start)
             torch.set_rng_state(self.stream.generator(torch.device("cpu"), key).get_state())
             mode.calls = calls
-            yield mode
+            if statistics == "update":
+                yield mode
+            else:
+                with _counts_kept(self.model):
+                    yield mode
+
+
+@contextmanager
+def _counts_kept(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation counts its batches; a batch that runs again is the same one."""
+    counters = [m.num_batches_tracked for m in model.modules() if counts_batches(m)]
+    before = [counter.clone() for counter in counters]
+    try:
+        yield
+    finally:
+        for counter, value in zip(counters, before, strict=True):
+            counter.copy_(value)
+
+
+def counts_batches(module: nn.Module) -> bool:
+    """Whether a module normalises by its batch's statistics, and counts the batches."""
+    return module.training and getattr(module, "num_batches_tracked", None) is not None
 
 
 class Sweep(Protocol):
-    """One forward sweep, whose directional derivatives give one set of coefficients."""
+    """One step through the model, whose directional derivatives give the coefficients."""
 
     tangents: Tangents
 
     def push(self) -> tuple[Tensor, Tensor]:
-        """Losses ``[b]`` and directional derivatives ``[K]`` or ``[K, b]``, in forward mode."""
+        """Losses ``[B]`` and directional derivatives ``[K]`` or ``[K, B]``, in forward mode."""
 
-    def backpropagate(self) -> tuple[Tensor, Tensor]:
+    def backpropagate(self, statistics: Literal["hold", "couple"]) -> tuple[Tensor, Tensor]:
         """The same from backpropagation."""
 
     def pull(self, coefficients: Tensor) -> None:
@@ -118,8 +146,8 @@ class Sweep(Protocol):
 class Perturbation(Protocol):
     """Which values of a model are perturbed."""
 
-    def bind(self, model: nn.Module) -> Callable[[Setting, list[Part]], Iterator[Sweep]]:
-        """Check the model; returns what makes the sweeps of one step."""
+    def bind(self, model: nn.Module) -> Callable[[Setting, Part], Sweep]:
+        """Check the model; returns what makes the sweep of one step."""
 
 
 def split_dual(losses: Tensor, part_size: int) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Visitor(ABC):
     def __init__(self) -> None:
         self._active: Site | None = None
         self._remaining = 0
+        self._counts: dict[str, int] = {}
 
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the first module of a site runs."""
@@ -50,6 +53,21 @@ class Visitor(ABC):
         if self._remaining == 0:
             self._active = None
         return self._remaining == 0
+
+    def _replaced(
+        self, site: Site, output: Any, replace: Callable[[Tensor, str], Tensor]
+    ) -> Any:
+        """A site's output, each of its tensors replaced; the tensors are named by site and run."""
+
+        def named(value: Any) -> Any:
+            if not (isinstance(value, Tensor) and value.is_floating_point()):
+                return value
+            count = self._counts.get(site.name, 0)
+            self._counts[site.name] = count + 1
+            return replace(value, site.name if count == 0 else f"{site.name}#{count}")
+
+        with torch._C.DisableTorchFunction():  # nothing here concerns the model's functions
+            return named(output) if isinstance(output, Tensor) else pytree.tree_map(named, output)
 
     @abstractmethod
     def leave(self, site: Site, output: Any) -> Any:

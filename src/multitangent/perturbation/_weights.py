@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from multitangent._batch import Part, arguments
-from multitangent.dual import DualTensor
-from multitangent.perturbation._setting import Setting, Sweep, accumulate, split_dual
+from multitangent._batch import Part, arguments, call_model
+from multitangent.dual import DualTensor, Statistics
+from multitangent.perturbation._setting import (
+    Setting,
+    Sweep,
+    accumulate,
+    counts_batches,
+    split_dual,
+)
 from multitangent.tangents import Tangents
 
 
@@ -35,13 +42,9 @@ class Weights:
 
     parameters: Sequence[str] | None = None
 
-    def bind(self, model: nn.Module) -> Callable[[Setting, list[Part]], Iterator[Sweep]]:
+    def bind(self, model: nn.Module) -> Callable[[Setting, Part], Sweep]:
         chosen = _find_parameters(model, self.parameters)
-
-        def sweeps(setting: Setting, parts: list[Part]) -> Iterator[Sweep]:
-            yield _WeightSweep(setting, parts, chosen)
-
-        return sweeps
+        return lambda setting, batch: _WeightSweep(setting, batch, chosen)
 
 
 def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:
@@ -74,55 +77,66 @@ def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str,
 
 
 class _WeightSweep:
-    """All parts of the batch with one set of tangents of the parameters."""
+    """A batch, all its micro-batches with one set of tangents of the parameters."""
 
     def __init__(
-        self, setting: Setting, parts: list[Part], parameters: dict[str, nn.Parameter]
+        self, setting: Setting, batch: Part, parameters: dict[str, nn.Parameter]
     ) -> None:
         self.tangents = Tangents()
         self._setting = setting
-        self._parts = parts
+        self._batch = batch
         self._parameters = parameters
         for name, parameter in parameters.items():
             setting.draw(self.tangents, name, parameter.detach(), tuple(parameter.shape), None)
 
     @torch.no_grad()
     def push(self) -> tuple[Tensor, Tensor]:
+        model, setting = self._setting.model, self._setting
+        parts = list(self._batch.split(setting.micro_batch))
+        statistics: Statistics = "update"
+        if len(parts) > 1 and any(counts_batches(module) for module in model.modules()):
+            self._record_statistics()
+            statistics = "hold"
         duals: dict[str, Tensor] = {
-            name: DualTensor(parameter.detach(), self.tangents.blocks[name][:, 0])
-            for name, parameter in self._parameters.items()
+            name: DualTensor.drawn(parameter.detach(), lambda block=block: block.rows()[:, 0])
+            for (name, parameter), block in zip(
+                self._parameters.items(), self.tangents.blocks.values(), strict=True
+            )
         }
         values, jvps = [], []
-        for part in self._parts:
+        for part in parts:
             args, kwargs = arguments(part.inputs)
-            with self._setting.part_of_batch(part):
-                output = functional_call(self._setting.model, duals, args, kwargs)
-                losses, along = split_dual(self._setting.losses(output, part), part.size)
+            with setting.part_of_batch(part, statistics):
+                output = functional_call(model, duals, args, kwargs)
+                losses, along = split_dual(setting.losses(output, part), part.size)
             values.append(losses)
-            jvps.append(along.sum(1) * self._setting.scale(part))
+            jvps.append(along.sum(1) * setting.scale(part))
         return torch.cat(values), torch.stack(jvps).sum(0)
 
+    @torch.no_grad()
+    def _record_statistics(self) -> None:
+        """Of the whole batch's normalisation, where it is pushed in parts."""
+        with self._setting.part_of_batch(self._batch, "update", record=True):
+            call_model(self._setting.model, self._batch.inputs)
+
     @torch.enable_grad()
-    def backpropagate(self) -> tuple[Tensor, Tensor]:
-        values, jvps = [], []
+    def backpropagate(self, statistics: Literal["hold", "couple"]) -> tuple[Tensor, Tensor]:
+        self._record_statistics()
         copies = {n: p.detach().requires_grad_() for n, p in self._parameters.items()}
-        for part in self._parts:
-            args, kwargs = arguments(part.inputs)
-            with self._setting.part_of_batch(part):
-                output = functional_call(self._setting.model, copies, args, kwargs)
-                losses = self._setting.losses(output, part)
-            total = losses.sum() * self._setting.scale(part)
-            gradients = torch.autograd.grad(total, list(copies.values()), allow_unused=True)
-            along = [
-                self.tangents.blocks[name].flatten(1) @ gradient.flatten()
-                for name, gradient in zip(copies, gradients, strict=True)
-                if gradient is not None
-            ]
-            values.append(losses.detach())
-            jvps.append(torch.stack(along).sum(0))
-        return torch.cat(values), torch.stack(jvps).sum(0)
+        args, kwargs = arguments(self._batch.inputs)
+        with self._setting.part_of_batch(self._batch, statistics):
+            output = functional_call(self._setting.model, copies, args, kwargs)
+            losses = self._setting.losses(output, self._batch)
+        total = losses.sum() * self._setting.scale(self._batch)
+        gradients = torch.autograd.grad(total, list(copies.values()), allow_unused=True)
+        along = [
+            block.rows().to(gradient.dtype).flatten(1) @ gradient.flatten()
+            for block, gradient in zip(self.tangents.blocks.values(), gradients, strict=True)
+            if gradient is not None
+        ]
+        return losses.detach(), torch.stack(along).sum(0)
 
     def pull(self, coefficients: Tensor) -> None:
         gradient = self.tangents.combine(coefficients.unsqueeze(1))
         for name, parameter in self._parameters.items():
-            accumulate(parameter, gradient[name].reshape(parameter.shape))
+            accumulate(parameter, gradient.pop(name).reshape(parameter.shape))

@@ -2,57 +2,146 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from multitangent.tangents._source import Request, TangentSource
+
+_SAMPLES = 16  # drawn at a time where tangents per sample are not stored
+
+
+class Block:
+    """The tangents of one site: drawn once and stored, or drawn again at every use.
+
+    Args:
+        source: Where they come from.
+        request: What is drawn.
+        store: Whether to keep what was drawn.
+        dtype: The type in which tangents are carried, by default that of the perturbed value.
+
+    Raises:
+        ValueError: When drawn, if the source returns another shape or type.
+    """
+
+    def __init__(
+        self,
+        source: TangentSource,
+        request: Request,
+        *,
+        store: bool,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.request = request
+        self._source = source
+        self._dtype = request.dtype if dtype is None else dtype
+        self._stored = self._draw(request) if store else None
+
+    @property
+    def dimension(self) -> int:
+        """The number of perturbed scalars, per sample for activations."""
+        return prod(self.request.shape)
+
+    def rows(self, samples: slice | None = None) -> Tensor:
+        """The tangents of all or some samples, ``[K, 1 or b, *shape]``."""
+        if self._stored is not None:
+            shared = samples is None or self._stored.shape[1] == 1
+            return self._stored if shared else self._stored[:, samples]
+        own = self.request.samples
+        if own is None or samples is None:
+            return self._draw(self.request)
+
+        def take(value: Any) -> Any:
+            per_sample = isinstance(value, Tensor) and value.shape[:1] == (len(own),)
+            return value[samples] if per_sample else value
+
+        some = replace(
+            self.request,
+            samples=own[samples],
+            primal=take(self.request.primal),
+            target=pytree.tree_map(take, self.request.target),
+        )
+        return self._draw(some)
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The tangents, a few samples at a time where they are neither shared nor stored."""
+        own = self.request.samples
+        if own is None or self._stored is not None:
+            yield self.rows()
+        else:
+            for start in range(0, len(own), _SAMPLES):
+                yield self.rows(slice(start, min(start + _SAMPLES, len(own))))
+
+    def _draw(self, request: Request) -> Tensor:
+        block = self._source.draw(request)
+        own = 1 if request.samples is None else len(request.samples)
+        head, count = list(block.shape[:2]), self._source.num_tangents
+        fits = head in ([count, 1], [count, own]) and block.shape[2:] == request.shape
+        if not fits or block.dtype != request.dtype:
+            wanted = f"[{count}, {own}, *{list(request.shape)}] of {request.dtype}"
+            raise ValueError(
+                f"`draw` of {self._source!r} should return tangents of shape {wanted}. Found "
+                f"{list(block.shape)} of {block.dtype}."
+            )
+        return block.to(self._dtype)
 
 
 class Tangents:
     """V: K vectors whose blocks ``[K, 1 or b, *shape]`` are added site by site.
 
     Examples:
+        >>> from multitangent.tangents import Normal, Stream
         >>> tangents = Tangents()
-        >>> tangents.add("hidden", torch.ones(2, 1, 3))
-        >>> tangents.gram()
-        tensor([[3., 3.],
-                [3., 3.]], dtype=torch.float64)
+        >>> request = Request(Stream(0, 0), 0, (3,), None, 0, torch.float32, torch.device("cpu"))
+        >>> tangents.add("hidden", Block(Normal(2), request, store=True))
+        >>> tangents.gram().shape, tangents.dimension
+        (torch.Size([2, 2]), 3)
     """
 
     def __init__(self) -> None:
-        self.blocks: dict[str, Tensor] = {}
+        self.blocks: dict[str, Block] = {}
 
-    def add(self, name: str, block: Tensor) -> None:
+    def add(self, name: str, block: Block) -> None:
         """Add the block of one site."""
         self.blocks[name] = block
 
     @property
     def dimension(self) -> int:
         """n: the number of perturbed scalars, per sample for activations."""
-        return sum(prod(block.shape[2:]) for block in self.blocks.values())
+        return sum(block.dimension for block in self.blocks.values())
 
     def gram(self) -> Tensor:
         """``V V^T`` in float64, the sum over the blocks: ``[K, K]``, or ``[b, K, K]``."""
-        total: Tensor | float = 0.0
-        for block in self.blocks.values():
-            rows = (
-                block.flatten(2).transpose(0, 1).double()
-                if block.ndim > 2
-                else (block.transpose(0, 1).unsqueeze(-1).double())
-            )  # [1 or b, K, n]
-            total = total + rows @ rows.mT
-        assert isinstance(total, Tensor)
+        grams = [torch.cat([_gram(t) for t in b.pieces()]) for b in self.blocks.values()]
+        total = sum(grams[1:], start=grams[0])
         return total[0] if total.shape[0] == 1 else total
 
     def combine(self, coefficients: Tensor) -> dict[str, Tensor]:
         """``g = V^T c`` for coefficients ``[K, b]``, block by block: ``[b, *shape]``."""
-        gradient = {}
-        for name, block in self.blocks.items():
-            rows = block.reshape(*block.shape[:2], -1)  # [K, 1 or b, n]
-            weights = coefficients.to(rows.dtype)
-            if rows.shape[1] == 1:
-                combined = weights.mT @ rows[:, 0]
-            else:
-                combined = torch.einsum("kb,kbn->bn", weights, rows)
-            gradient[name] = combined.reshape(-1, *block.shape[2:])
-        return gradient
+        return {name: _combined(block, coefficients) for name, block in self.blocks.items()}
+
+
+def _gram(tangents: Tensor) -> Tensor:
+    rows = tangents.flatten(2) if tangents.ndim > 2 else tangents.unsqueeze(-1)
+    rows = rows.transpose(0, 1).double()  # [1 or b, K, n]
+    return rows @ rows.mT
+
+
+def _combined(block: Block, coefficients: Tensor) -> Tensor:
+    combined, start = [], 0
+    for tangents in block.pieces():
+        rows = tangents.reshape(*tangents.shape[:2], -1)  # [K, 1 or b, n]
+        rows = rows.to(block.request.dtype)
+        weights = coefficients.to(rows.dtype)
+        if rows.shape[1] == 1:
+            combined.append(weights.mT @ rows[:, 0])
+        else:
+            weights = weights[:, start : start + rows.shape[1]]
+            combined.append(torch.einsum("kb,kbn->bn", weights, rows))
+        start += rows.shape[1]
+    return torch.cat(combined).reshape(-1, *block.request.shape)
