@@ -74,6 +74,18 @@ def with_dropout() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Dropout(0.4), nn.Linear(6, 3))
 
 
+class HeadsWithDropout(nn.Module):
+    """PyTorch's own attention layer, with dropout on the weights of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, dropout=0.3, batch_first=True)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0].flatten(1))
+
+
 MODELS = {  # name: (constructor, shape of one input, size of all sites' outputs)
     "mlp": (mlp, (5,), 13),
     "cnn": (cnn, (1, 5, 5), 18 + 8 + 3),
@@ -81,6 +93,7 @@ MODELS = {  # name: (constructor, shape of one input, size of all sites' outputs
     "attention": (Attention, (4, 3), 3 * 16 + 3),
     "shared": (SharedLayer, (5,), 13),
     "dropout": (with_dropout, (5,), 9),
+    "heads": (HeadsWithDropout, (3, 4), 12 + 3),
     "norms": (with_norms, (5,), 6 + 6 + 6 + 3),
 }
 

@@ -11,6 +11,7 @@ from multitangent import (
     ForwardGradient,
     Normal,
     Projection,
+    SimulatedGradient,
     Weights,
     forward_gradient,
 )
@@ -66,6 +67,13 @@ class Integer(nn.Module):
 
     def forward(self, x):
         return self.layer(x)
+
+
+class FunctionalBatchNorm(Behind):
+    """Statistics of the batch that no module announces."""
+
+    def forward(self, x):
+        return nn.functional.batch_norm(self.layer(x), None, None, training=True)
 
 
 class Wrong(TangentSource):
@@ -153,8 +161,12 @@ ERRORS = {
         step(model(), inputs=torch.full((5, 3), float("nan"))), ValueError, "`jvps` should be fin"
     ),
     "batch statistics": (
-        step(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))),
-        NotImplementedError, r"batch_norm in training mode.*nn\.GroupNorm",
+        step(FunctionalBatchNorm(), perturb="weights", micro_batch=2),
+        NotImplementedError, r"Batch normalisation in training mode should be a module",
+    ),
+    "statistics": (
+        lambda: SimulatedGradient(model(), nn.CrossEntropyLoss(), statistics="none"),
+        ValueError, r"`statistics` should be one of \['frozen', 'coupled'\]. Found 'none'",
     ),
     "inference mode": (in_inference_mode, RuntimeError, "outside torch.inference_mode"),
     "function in inference mode": (function_in_inference_mode, RuntimeError, "inference_mode"),

@@ -29,7 +29,7 @@ from multitangent import (
     Weights,
 )
 
-DETERMINISTIC = [name for name in MODELS if name != "dropout"]
+DETERMINISTIC = [name for name in MODELS if name not in ("dropout", "heads")]
 SOURCES = [
     Normal(4),
     Rademacher(3),

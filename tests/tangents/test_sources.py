@@ -19,7 +19,7 @@ from multitangent import (
     StandardBasis,
     forward_gradient,
 )
-from multitangent.tangents import Request, Stream, Tangents
+from multitangent.tangents import Block, Request, Stream, Tangents
 
 RANDOM = [Normal, Rademacher, Sphere, Orthogonal]
 
@@ -28,16 +28,13 @@ def drawn(source, shapes=((64,),), *, seed=0, step=0, samples=None, dtype=torch.
     """All tangents of a source over some sites: ``[b, K, n]``."""
     tangents = Tangents()
     for site, shape in enumerate(shapes):
-        tangents.add(
-            str(site),
-            source.draw(
-                Request(
-                    stream=Stream(seed, step), site=site, shape=shape, samples=samples,
-                    offset=tangents.dimension, dtype=dtype, device=torch.device("cpu"),
-                )
-            ),
+        request = Request(
+            stream=Stream(seed, step), site=site, shape=shape, samples=samples,
+            offset=tangents.dimension, dtype=dtype, device=torch.device("cpu"),
         )  # fmt: skip
-    rows = torch.cat([block.flatten(2) for block in tangents.blocks.values()], 2).transpose(0, 1)
+        tangents.add(str(site), Block(source, request, store=True))
+    blocks = [block.rows().flatten(2) for block in tangents.blocks.values()]
+    rows = torch.cat(blocks, 2).transpose(0, 1)
     mixing = source.mixing(tangents.gram(), tangents.dimension)
     return rows if mixing is None else mixing.to(dtype) @ rows
 
@@ -153,3 +150,20 @@ def test_the_angle_is_checked(angle):
 def test_only_sources_add_up():
     with pytest.raises(TypeError, match="unsupported operand"):
         Normal(3) + 4
+
+
+@pytest.mark.parametrize("source", TABLE, ids=repr)
+@pytest.mark.parametrize("samples", [None, range(20)])
+def test_blocks_that_are_drawn_again_are_those_that_were_stored(source, samples):
+    request = Request(
+        Stream(3, 1), 0, (2, 3), samples, 0, torch.float64, torch.device("cpu"), target=torch.ones(3)
+    )
+    both = []
+    for store in (True, False):
+        tangents = Tangents()
+        tangents.add("site", Block(source, request, store=store))
+        some = tangents.blocks["site"].rows(slice(2, 5))
+        coefficients = torch.arange(20.0 * source.num_tangents).view(-1, 20)
+        both.append([some, tangents.gram(), tangents.combine(coefficients)["site"]])
+    for stored, again in zip(*both, strict=True):
+        torch.testing.assert_close(stored, again, rtol=1e-14, atol=1e-14)

@@ -17,6 +17,7 @@ from multitangent.dual._dual_tensor import (
     shares_memory,
 )
 from multitangent.dual._fallback import fallback
+from multitangent.dual._kernels import FASTER
 from multitangent.dual._registry import PLAIN, RULES, VIEWS, Rule, accepts, function_name
 
 
@@ -42,7 +43,8 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         args = (kwargs.pop("input"),)
     if rule is None or not accepts(rule, kwargs):
         return fallback(func, args, kwargs)
-    out = func(*primals(args), **primals(kwargs))
+    compute = func if torch.is_grad_enabled() else FASTER.get(func, func)
+    out = compute(*primals(args), **primals(kwargs))
     with torch.no_grad():
         tangents = rule(out, *args, **kwargs)
     if func in VIEWS:

@@ -75,7 +75,11 @@ class Block:
             yield self.rows()
         else:
             for start in range(0, len(own), _SAMPLES):
-                yield self.rows(slice(start, min(start + _SAMPLES, len(own))))
+                samples = slice(start, min(start + _SAMPLES, len(own)))
+                piece = self.rows(samples)
+                yield piece
+                if start == 0 and piece.shape[1] < samples.stop:
+                    return  # the source shares its tangents after all
 
     def _draw(self, request: Request) -> Tensor:
         block = self._source.draw(request)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import add, full_tangents, primal, tangents
+from multitangent.dual._algebra import full_tangents, primal, tangents
 from multitangent.dual._registry import register_composite, register_rule
 
 
@@ -41,16 +42,49 @@ def _attention(
     weights = (scores if bias is None else scores + bias).softmax(-1)
     if bias is not None:  # a row without any key has no weights, and PyTorch's value for it is 0
         weights = weights.nan_to_num(0.0)
-    of_scores = [
-        None if dq is None else (scale * dq) @ k.mT,
-        None if dk is None else (scale * q) @ dk.mT,
-        tangents(attn_mask, scores.ndim),
-    ]
-    through = None
-    if any(term is not None for term in of_scores):
-        weighted = add(*of_scores) * weights
-        through = (weighted - weights * weighted.sum(-1, keepdim=True)) @ v
-    return add(through, None if dv is None else weights @ dv)
+    dbias = tangents(attn_mask, scores.ndim)
+    given = [t for t in (dq, dk, dv, dbias) if t is not None]
+    result = given[0].new_empty(max(len(t) for t in given), *out.shape)
+    # One tangent at a time: nothing has to be repeated K times, and what is at work is small.
+    matrices = _Matrices(out.shape[:-2], given[0].dtype)
+    q, k, v, weights = (matrices(x) for x in (q, k, v, weights))
+    for i, row in enumerate(result):
+        along, (dq_i, dk_i, dv_i) = None, (_row(t, i, matrices) for t in (dq, dk, dv))
+        if dq_i is not None:
+            along = torch.baddbmm(weights, dq_i, k.mT, beta=0, alpha=scale)
+        if dk_i is not None:
+            along = torch.baddbmm(
+                weights if along is None else along, q, dk_i.mT,
+                beta=0 if along is None else 1, alpha=scale,
+            )  # fmt: skip
+        if (dbias_i := _row(dbias, i, matrices)) is not None:
+            along = dbias_i if along is None else along + dbias_i
+        o = matrices(row)
+        if along is None:
+            o.zero_()
+        else:  # the Jacobian of softmax is symmetric, so this is the forward derivative too
+            along = torch.ops.aten._softmax_backward_data(along, weights, -1, weights.dtype)
+            torch.bmm(along, v, out=o)
+        if dv_i is not None:
+            o.baddbmm_(weights, dv_i)
+    return result
+
+
+class _Matrices:
+    """Brings tensors ``[..., M, N]`` to ``[L, M, N]``, with L for all axes before, broadcast."""
+
+    def __init__(self, lead: Sequence[int], dtype: torch.dtype) -> None:
+        self._lead = lead
+        self._dtype = dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        whole = x.to(self._dtype).expand(*self._lead, *x.shape[-2:])
+        return whole.reshape(-1, *x.shape[-2:])
+
+
+def _row(t: Tensor | None, index: int, matrices: _Matrices) -> Tensor | None:
+    """One tangent; those missing at the end are zero."""
+    return None if t is None or index >= len(t) else matrices(t[index])
 
 
 def _repeat_heads(x: Tensor | None, heads: int) -> Any:
@@ -159,12 +193,13 @@ def multi_head_attention(
         k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
         extra += 1
     bias = _masks(q, key_padding_mask, attn_mask, num_heads, extra)
-    if not need_weights and (dropout_p == 0 or not training):
+    dropout_p = dropout_p if training else 0.0
+    if not need_weights and dropout_p == 0:
         attended, weights = F.scaled_dot_product_attention(q, k, v, bias), None
     else:
         scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
         weights = torch.softmax(scores if bias is None else scores + bias, -1)
-        weights = F.dropout(weights, dropout_p, training)
+        weights = weights if dropout_p == 0 else F.dropout(weights, dropout_p)
         attended = weights @ v
     out = F.linear(attended.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
     if not need_weights:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multitangent.dual._algebra import add, full, full_tangents, primal, tangents
 from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._kernels import linear
 from multitangent.dual._registry import register_rule
 
 
@@ -19,7 +20,7 @@ def _linear(out: Tensor, x: Any, weight: Any, bias: Any = None) -> Tensor:
         return add(_left(x, primal(weight)), _right(primal(x), weight), tangents(bias, out.ndim))
     through = None
     if (t := full_tangents(x, -1)) is not None:
-        through = F.linear(t, primal(weight))
+        through = linear(t, primal(weight))
     return add(through, _of_weight(primal(x), weight), tangents(bias, out.ndim))
 
 
@@ -28,7 +29,7 @@ def _of_weight(x: Tensor, weight: Any) -> Tensor | None:
     if t is None:
         return None
     # One product for all K: [rows, in] x [in, K out].
-    product = F.linear(x, t.reshape(-1, t.shape[-1]))
+    product = linear(x.to(t.dtype), t.reshape(-1, t.shape[-1]))
     return product.reshape(*x.shape[:-1], t.shape[0], -1).movedim(-2, 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +34,7 @@ _elementwise(torch.sin, Tensor.sin, derivative=lambda y, x: torch.cos(x))
 _elementwise(torch.cos, Tensor.cos, derivative=lambda y, x: -torch.sin(x))
 _elementwise(torch.tanh, Tensor.tanh, F.tanh, derivative=lambda y, x: 1 - y * y)
 _elementwise(torch.sigmoid, Tensor.sigmoid, F.sigmoid, derivative=lambda y, x: y * (1 - y))
-_elementwise(torch.relu, Tensor.relu, F.relu, derivative=lambda y, x: (y > 0).to(y.dtype))
+_elementwise(torch.relu, Tensor.relu, F.relu, derivative=lambda y, x: y.sign())
 
 
 @register_rule(F.leaky_relu)
@@ -53,14 +52,8 @@ def _silu(out: Tensor, x: Any) -> Tensor:
 @register_rule(F.gelu)
 def _gelu(out: Tensor, x: Any, approximate: str = "none") -> Tensor:
     z = x.primal
-    if approximate == "none":
-        cumulative = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
-        density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
-        return x.tangents * (cumulative + z * density)
-    scale = math.sqrt(2 / math.pi)
-    bend = torch.tanh(scale * (z + 0.044715 * z**3))
-    slope = scale * (1 + 3 * 0.044715 * z * z)
-    return x.tangents * (0.5 * (1 + bend) + 0.5 * z * (1 - bend * bend) * slope)
+    slope = torch.ops.aten.gelu_backward(torch.ones_like(z), z, approximate=approximate)
+    return x.tangents * slope
 
 
 @register_rule(F.softplus)
