@@ -1,7 +1,7 @@
 """Dual tensors: a primal with K tangents, pushed through unmodified PyTorch code."""
 
 from multitangent.dual import _rules as _rules  # registers the rules
-from multitangent.dual._algebra import add, full_tangents, primal, tangents
+from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
 from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._part_of_batch import PartOfBatch, Statistics
 from multitangent.dual._registry import (
@@ -18,6 +18,7 @@ __all__ = [
     "PartOfBatch",
     "Statistics",
     "add",
+    "add_to",
     "full_tangents",
     "has_rule",
     "primal",
@@ -25,4 +26,5 @@ __all__ = [
     "register_composite",
     "register_rule",
     "tangents",
+    "times",
 ]

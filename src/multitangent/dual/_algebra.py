@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from multitangent.dual._dual_tensor import DualTensor, expanded, with_rows
+from multitangent.dual._dual_tensor import DualTensor, Product, expanded, with_rows
 
 
 def primal(x: Any) -> Any:
@@ -52,9 +53,25 @@ def add(*terms: Tensor | None) -> Tensor:
     present = [term for term in terms if term is not None]
     total, *others = present
     for term in others:
-        count = max(total.shape[0], term.shape[0])
-        total = with_rows(total, count) + with_rows(term, count)
+        if len(total) != len(term):
+            count = max(len(total), len(term))
+            total, term = with_rows(total, count), with_rows(term, count)
+        total = total + term
     return total
+
+
+def times(x: DualTensor, factor: Tensor) -> Product:
+    """The tangents of `x` times a factor of no more axes than `x` has, not computed yet."""
+    t, pending = x.factors
+    return Product(t, factor if pending is None else pending * factor)
+
+
+def add_to(x: DualTensor, t: Tensor) -> Tensor:
+    """``tangents(x) + t`` of equally many axes, in one pass where those of `x` are a product."""
+    own, factor = x.factors
+    if factor is None or len(own) != len(t) or not own.dtype == factor.dtype == t.dtype:
+        return add(x.tangents, t)
+    return torch.addcmul(t, own, factor)
 
 
 def scaled(x: Any, factor: Any, ndim: int) -> Tensor | None:

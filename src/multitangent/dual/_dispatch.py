@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multitangent.dual._dual_tensor import (
     DualTensor,
+    Product,
     make_dual,
     make_result,
     make_view,
@@ -69,7 +70,7 @@ def _pair(out: Any, tangents: Any, source: Any) -> Any:
     if tangents is None:
         return out
     if isinstance(out, Tensor):
-        if tangents.ndim != out.ndim + 1:
+        if type(tangents) is not Product and tangents.ndim != out.ndim + 1:
             raise ValueError(
                 f"A rule should return tangents of shape [K, *{list(out.shape)}]. Found "
                 f"{list(tangents.shape)}."

@@ -9,6 +9,32 @@ import torch
 from torch import Tensor
 
 
+class Product:
+    """Tangents ``[K, *shape]`` times a factor, multiplied only when they are needed.
+
+    A derivative that the next function can take along costs no pass of its own over K tensors.
+
+    Args:
+        tangents: ``[K, *shape]``, axes of size 1 where constant.
+        factor: ``[*shape]``, or what broadcasts with it.
+    """
+
+    __slots__ = ("factor", "tangents")
+
+    def __init__(self, tangents: Tensor, factor: Tensor) -> None:
+        self.tangents = tangents
+        self.factor = factor
+
+    def computed(self) -> Tensor:
+        """The product, in the type of the tangents."""
+        return carried(self.tangents * self.factor, self.tangents.dtype)
+
+
+def carried(tangents: Tensor, dtype: torch.dtype) -> Tensor:
+    """Tangents in the type in which they are carried."""
+    return tangents if tangents.dtype is dtype else tangents.to(dtype)
+
+
 class DualTensor(Tensor):
     """A primal tensor together with K tangents of it.
 
@@ -38,7 +64,7 @@ class DualTensor(Tensor):
     # (`_replay`), so that a write through one of them reaches all; `_writes` counts the writes and
     # is shared by all views of one tensor.
     _primal: Tensor
-    _tangents: Tensor | Callable[[], Tensor]
+    _tangents: Tensor | Product | Callable[[], Tensor]
     _parent: DualTensor | None
     _replay: Callable[[Tensor], Tensor] | None
     _writes: list[int]
@@ -68,7 +94,25 @@ class DualTensor(Tensor):
         if self._parent is not None and self._seen != self._writes[0]:
             self._tangents = self._again(expanded(self._parent))
             self._seen = self._writes[0]
-        return self._tangents if isinstance(self._tangents, Tensor) else self._tangents()
+        stored = self._tangents
+        if isinstance(stored, Tensor):
+            return stored
+        if type(stored) is Product:
+            self._tangents = product = stored.computed()
+            return product
+        return stored()
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor | None]:
+        """The tangents as a product that is not yet computed, or with ``None`` for a factor."""
+        stored = self._tangents
+        if type(stored) is Product:
+            return stored.tangents, stored.factor
+        return self.tangents, None
+
+    def detached(self) -> DualTensor:
+        """The same tangents of a primal without its graph."""
+        return _make(self._primal.detach(), self._tangents if self._parent is None else self.tangents)
 
     def write(self, tangents: Tensor) -> None:
         """Replace the tangents after the primal changed in place, through all views."""
@@ -129,7 +173,7 @@ class DualTensor(Tensor):
         return f"DualTensor({self._primal!r}, num_tangents={self.tangents.shape[0]})"
 
 
-def _make(primal: Tensor, tangents: Tensor | Callable[[], Tensor]) -> DualTensor:
+def _make(primal: Tensor, tangents: Tensor | Product | Callable[[], Tensor]) -> DualTensor:
     dual: DualTensor = Tensor._make_wrapper_subclass(
         DualTensor, primal.shape, dtype=primal.dtype, device=primal.device
     )
@@ -162,11 +206,14 @@ def make_view(
     return view
 
 
-def make_result(primal: Tensor, tangents: Tensor, source: Any) -> DualTensor:
+def make_result(primal: Tensor, tangents: Tensor | Product, source: Any) -> DualTensor:
     """A function's result: its first argument, memory shared with that, or a tensor of its own."""
+    if type(source) is DualTensor and primal is source._primal:
+        return source
+    if type(tangents) is Product:
+        return _make(primal, tangents)
+    assert isinstance(tangents, Tensor)
     if type(source) is DualTensor:
-        if primal is source._primal:
-            return source
         if primal._is_view() and shares_memory(primal, source._primal):
             return make_view(primal, tangents, source, None)
     return make_dual(primal, tangents)

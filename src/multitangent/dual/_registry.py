@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -86,9 +87,17 @@ def accepts(rule: Rule, kwargs: dict[str, Any]) -> bool:
     """Whether a rule knows all names: PyTorch has several for one argument, such as `axis`."""
     if not kwargs:
         return True
+    named = _names(rule)
+    return named is None or kwargs.keys() <= named
+
+
+@functools.cache
+def _names(rule: Rule) -> frozenset[str] | None:
+    """The names of a rule's arguments, ``None`` if it takes any."""
     parameters = inspect.signature(rule).parameters.values()
-    named = {p.name for p in parameters if p.kind is not p.VAR_POSITIONAL}
-    return kwargs.keys() <= named or any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters if p.kind is not p.VAR_POSITIONAL)
 
 
 def is_query(function: Callable[..., Any]) -> bool:

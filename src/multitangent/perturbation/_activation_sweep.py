@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from multitangent._batch import Part, call_model
-from multitangent.dual import DualTensor, PartOfBatch, add, primal
-from multitangent.dual import tangents as tangents_of
+from multitangent.dual import DualTensor, PartOfBatch, add_to, primal
 from multitangent.perturbation._pull import LocalPull
 from multitangent.perturbation._setting import Setting, split_dual
 from multitangent.perturbation._sites import Site, Visitor, observed
@@ -193,7 +192,9 @@ class ActivationSweep:
 
 def _inject(value: Tensor, block: Tensor) -> Tensor:
     """The value with the block's tangents added to those that reached it."""
-    return DualTensor(primal(value), add(tangents_of(value), block))
+    if isinstance(value, DualTensor):
+        return DualTensor(value.primal, add_to(value, block))
+    return DualTensor(value, block)
 
 
 class _Recorder(Visitor):
@@ -218,9 +219,7 @@ class _Recorder(Visitor):
 
         def replace(value: Tensor, name: str) -> Tensor:
             sweep._pull.leave(name, primal(value))
-            detached = primal(value).detach()
-            if isinstance(value, DualTensor):
-                detached = DualTensor(detached, value.tangents)
+            detached = value.detached() if isinstance(value, DualTensor) else value.detach()
             injected = self._inject(detached, sweep._draw(name, detached))
             sweep._last = _Injection(name, detached, injected, primal(injected)._version)
             return injected

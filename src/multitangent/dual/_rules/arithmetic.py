@@ -7,16 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.dual._algebra import add, primal, scaled, tangents
-from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._algebra import add, add_to, primal, scaled, tangents, times
+from multitangent.dual._dual_tensor import DualTensor, Product
 from multitangent.dual._registry import register_rule
 
 
 @register_rule(torch.add, Tensor.add)
 def _add(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor:
-    return add(
-        tangents(x, out.ndim), scaled(y, alpha, out.ndim) if alpha != 1 else tangents(y, out.ndim)
-    )
+    if alpha != 1:
+        return add(tangents(x, out.ndim), scaled(y, alpha, out.ndim))
+    if _dual_of(x, out.ndim) and _dual_of(y, out.ndim):
+        return add_to(y, x.tangents) if y.factors[1] is not None else add_to(x, y.tangents)
+    return add(tangents(x, out.ndim), tangents(y, out.ndim))
+
+
+def _dual_of(x: Any, ndim: int) -> bool:
+    return type(x) is DualTensor and x.primal.ndim == ndim
 
 
 @register_rule(torch.sub, Tensor.sub, torch.subtract, Tensor.subtract)
@@ -30,7 +36,10 @@ def _subtract_from(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor:
 
 
 @register_rule(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)
-def _multiply(out: Tensor, x: Any, y: Any) -> Tensor:
+def _multiply(out: Tensor, x: Any, y: Any) -> Tensor | Product:
+    for a, b in ((x, y), (y, x)):
+        if _dual_of(a, out.ndim) and isinstance(b, Tensor) and type(b) is not DualTensor:
+            return times(a, b)
     return add(scaled(x, y, out.ndim), scaled(y, x, out.ndim))
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._algebra import times
+from multitangent.dual._dual_tensor import DualTensor, Product
 from multitangent.dual._registry import register_rule
 
 
@@ -17,8 +18,8 @@ def _elementwise(*functions: Callable[..., Any], derivative: Callable[..., Tenso
     """Register ``derivative(out, x)`` of functions that act number by number."""
 
     @register_rule(*functions)
-    def _rule(out: Tensor, x: Any) -> Tensor:
-        return x.tangents * derivative(out, x.primal)
+    def _rule(out: Tensor, x: Any) -> Product:
+        return times(x, derivative(out, x.primal))
 
 
 _elementwise(torch.exp, Tensor.exp, derivative=lambda y, x: y)
@@ -38,28 +39,28 @@ _elementwise(torch.relu, Tensor.relu, F.relu, derivative=lambda y, x: y.sign())
 
 
 @register_rule(F.leaky_relu)
-def _leaky_relu(out: Tensor, x: Any, negative_slope: float = 0.01) -> Tensor:
+def _leaky_relu(out: Tensor, x: Any, negative_slope: float = 0.01) -> Product:
     slope = (x.primal > 0).to(out.dtype) * (1 - negative_slope) + negative_slope
-    return x.tangents * slope
+    return times(x, slope)
 
 
 @register_rule(F.silu)
-def _silu(out: Tensor, x: Any) -> Tensor:
+def _silu(out: Tensor, x: Any) -> Product:
     gate = torch.sigmoid(x.primal)
-    return x.tangents * (gate + out * (1 - gate))
+    return times(x, gate + out * (1 - gate))
 
 
 @register_rule(F.gelu)
-def _gelu(out: Tensor, x: Any, approximate: str = "none") -> Tensor:
+def _gelu(out: Tensor, x: Any, approximate: str = "none") -> Product:
     z = x.primal
     slope = torch.ops.aten.gelu_backward(torch.ones_like(z), z, approximate=approximate)
-    return x.tangents * slope
+    return times(x, slope)
 
 
 @register_rule(F.softplus)
-def _softplus(out: Tensor, x: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+def _softplus(out: Tensor, x: Any, beta: float = 1.0, threshold: float = 20.0) -> Product:
     z = x.primal * beta
-    return x.tangents * torch.where(z > threshold, torch.ones_like(z), torch.sigmoid(z))
+    return times(x, torch.where(z > threshold, torch.ones_like(z), torch.sigmoid(z)))
 
 
 @register_rule(torch.clamp, Tensor.clamp)

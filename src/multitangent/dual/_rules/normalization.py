@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import add, full, primal, tangents
-from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._algebra import add, full, primal, tangents, times
+from multitangent.dual._dual_tensor import DualTensor, Product
 from multitangent.dual._registry import register_rule
 
 
@@ -25,7 +25,7 @@ def _batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Tensor:
+) -> Tensor | Product:
     """Mean and variance, of the batch or running, do not change along tangents."""
     x = primal(input)
     mean, var = running_mean, running_var
@@ -35,7 +35,10 @@ def _batch_norm(
     through = None
     if type(input) is DualTensor:
         scale = spread if weight is None else spread * primal(weight)
-        through = input.tangents * _channels(scale, x.ndim)
+        product = times(input, _channels(scale, x.ndim))
+        if type(weight) is not DualTensor and type(bias) is not DualTensor:
+            return product
+        through = product.computed()
     of_weight = _parameter(weight, x.ndim)
     if of_weight is not None:
         of_weight = of_weight * ((x - _channels(mean, x.ndim)) * _channels(spread, x.ndim))
@@ -69,18 +72,19 @@ def _layer_norm(
     standard = (x - mean) * spread
     through = None
     if type(input) is DualTensor:
-        through = _standardized(full(input, *axes), standard, spread, axes)
-        through = through if weight is None else through * primal(weight)
+        scale = spread if weight is None else spread * primal(weight)
+        through = _standardized(full(input, *axes), standard, scale, axes)
     of_weight = tangents(weight, x.ndim)
     return add(
         through, None if of_weight is None else of_weight * standard, tangents(bias, x.ndim)
     )
 
 
-def _standardized(t: Tensor, standard: Tensor, spread: Tensor, axes: list[int]) -> Tensor:
-    """Tangents of ``(x - mean) * spread``, mean and spread taken over the axes."""
+def _standardized(t: Tensor, standard: Tensor, scale: Tensor, axes: list[int]) -> Tensor:
+    """Tangents of ``(x - mean) / deviation``, both taken over the axes, times a scale."""
     along = (t * standard).mean(axes, keepdim=True)
-    return torch.addcmul(t - t.mean(axes, keepdim=True), standard, along, value=-1).mul_(spread)
+    centered = t - t.mean(axes, keepdim=True)
+    return torch.addcmul(centered, standard, along, value=-1).mul_(scale)
 
 
 @register_rule(F.group_norm, torch.group_norm)
@@ -144,7 +148,7 @@ def _rms_norm(
     if type(input) is DualTensor:
         t = full(input, *axes)
         along = (t * standard).mean(axes, keepdim=True)
-        through = torch.addcmul(t, standard, along, value=-1).mul_(spread)
-        through = through if weight is None else through * primal(weight)
+        scale = spread if weight is None else spread * primal(weight)
+        through = torch.addcmul(t, standard, along, value=-1).mul_(scale)
     of_weight = tangents(weight, x.ndim)
     return add(through, None if of_weight is None else of_weight * standard)
