@@ -60,11 +60,15 @@ def test_coupled_statistics_give_the_gradient_of_backpropagation(perturb):
     n = sum(p.numel() for p in model.parameters())
     perturb = Activations(share="sample") if perturb == "activations" else perturb
     if perturb == "weights":
-        SimulatedGradient(model, LOSS, StandardBasis(n), perturb=perturb, statistics="coupled")(x, y)
+        SimulatedGradient(model, LOSS, StandardBasis(n), perturb=perturb, statistics="coupled")(
+            x, y
+        )
         assert relative_error(gradients(model), true) <= 1e-10
     errors = {}
     for statistics in ("frozen", "coupled"):
-        SimulatedGradient(model, LOSS, StandardBasis(n), perturb=perturb, statistics=statistics)(x, y)
+        SimulatedGradient(model, LOSS, StandardBasis(n), perturb=perturb, statistics=statistics)(
+            x, y
+        )
         errors[statistics] = relative_error(gradients(model), true)
     assert errors["coupled"] <= 1e-10
     assert 0.05 < errors["frozen"] < 1

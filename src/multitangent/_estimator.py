@@ -125,7 +125,7 @@ class GradientEstimator(ABC):
         )
         if batch.size not in self._sizes:
             self._sizes[batch.size] = (
-                micro_batch_size(setting, batch)
+                micro_batch_size(setting, batch, self._sweep.sites)
                 if self.micro_batch == "auto"
                 else min(self.micro_batch, batch.size)
             )

@@ -51,7 +51,8 @@ def test_blocks_are_a_function_of_seed_step_and_site(source):
     assert torch.equal(drawn(source, shapes), drawn(source, shapes))
     assert drawn(source, shapes).shape == (1, source.num_tangents, 11)
     own = drawn(source, shapes, samples=range(3))
-    assert torch.equal(own[1:2], drawn(source, shapes, samples=range(1, 2)).expand_as(own[1:2]))
+    alone = drawn(source, shapes, samples=range(1, 2)).expand_as(own[1:2])
+    torch.testing.assert_close(own[1:2], alone, rtol=1e-12, atol=1e-12)
     if source != StandardBasis(4):
         for other in ({"seed": 1}, {"step": 1}):
             assert not torch.equal(drawn(source, shapes), drawn(source, shapes, **other))
@@ -156,7 +157,14 @@ def test_only_sources_add_up():
 @pytest.mark.parametrize("samples", [None, range(20)])
 def test_blocks_that_are_drawn_again_are_those_that_were_stored(source, samples):
     request = Request(
-        Stream(3, 1), 0, (2, 3), samples, 0, torch.float64, torch.device("cpu"), target=torch.ones(3)
+        Stream(3, 1),
+        0,
+        (2, 3),
+        samples,
+        0,
+        torch.float64,
+        torch.device("cpu"),
+        target=torch.ones(3),
     )
     both = []
     for store in (True, False):

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from multitangent.aggregation._aggregator import Aggregator, Measured
 
+_SINGULAR = 1e-6  # the ratio of eigenvalues from which on they are computed one by one
+
 
 @dataclass(frozen=True)
 class Projection(Aggregator):
@@ -42,11 +44,12 @@ class Projection(Aggregator):
         lengths = measured.gram.diagonal(dim1=-2, dim2=-1).sqrt()
         unit = torch.where(lengths > 0, 1 / lengths, 0.0)
         normalized = unit.unsqueeze(-1) * measured.gram * unit.unsqueeze(-2)
-        values, vectors = torch.linalg.eigh(normalized)
-        kept = values > self._tolerance(measured) * values[..., -1:]
-        inverse = torch.where(kept, 1 / values, 0.0)
-        within = (unit * measured.jvps).unsqueeze(-2) @ vectors  # [B, 1, K]
-        return ((within * inverse.unsqueeze(-2)) @ vectors.mT).squeeze(-2) * unit
+        within = unit * measured.jvps  # [B, K]
+        tolerance = self._tolerance(measured)
+        solution = _solved(normalized, within, tolerance)
+        if solution is None:
+            solution = _solved_without_small(normalized, within, tolerance)
+        return solution * unit
 
     def _tolerance(self, measured: Measured) -> float:
         if self.rtol is not None:
@@ -56,3 +59,24 @@ class Projection(Aggregator):
 
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
         return min(num_tangents / dimension, 1.0)
+
+
+def _solved(gram: Tensor, jvps: Tensor, tolerance: float) -> Tensor | None:
+    """``G^-1 d`` by Cholesky factors, ``None`` unless G is far from singular."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    inverse = torch.linalg.solve_triangular(factor, identity.expand_as(gram), upper=False)
+    # |L^-1|^2 is the sum of the inverse eigenvalues, and none is larger than K.
+    trace = inverse.square().sum((-2, -1))
+    far = (failed == 0) & (trace * gram.shape[-1] * max(tolerance, _SINGULAR) < 1)
+    if not far.all():
+        return None
+    return ((jvps.unsqueeze(-2) @ inverse.mT) @ inverse).squeeze(-2)
+
+
+def _solved_without_small(gram: Tensor, jvps: Tensor, tolerance: float) -> Tensor:
+    """``G^+ d``, eigenvalues below a fraction of the largest counting as zero."""
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > tolerance * values[..., -1:]
+    inverse = torch.where(kept, 1 / values, 0.0)
+    return (((jvps.unsqueeze(-2) @ vectors) * inverse.unsqueeze(-2)) @ vectors.mT).squeeze(-2)

@@ -112,7 +112,9 @@ class DualTensor(Tensor):
 
     def detached(self) -> DualTensor:
         """The same tangents of a primal without its graph."""
-        return _make(self._primal.detach(), self._tangents if self._parent is None else self.tangents)
+        return _make(
+            self._primal.detach(), self._tangents if self._parent is None else self.tangents
+        )
 
     def write(self, tangents: Tensor) -> None:
         """Replace the tangents after the primal changed in place, through all views."""

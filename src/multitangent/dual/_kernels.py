@@ -1,4 +1,8 @@
-"""The products that most of the time goes into, by the fastest kernel at hand."""
+"""The products that most of the time goes into, by the fastest kernel at hand.
+
+On a CPU `F.linear` calls the BLAS library. For matrices of many rows and few columns, or the reverse,
+as tangents and batches have, oneDNN is up to twice as fast where PyTorch has it.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,61 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _SMALL = 2**21  # multiplications below which the choice does not matter
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` for a matrix of weights, in the type of `x`; autograd does not see it.
-
-    On a CPU `F.linear` calls the BLAS library; for many rows and few columns, or the reverse, as
-    tangents have, oneDNN is up to twice as fast where PyTorch has it.
-    """
+    """`F.linear` in the type of `x`; autograd does not see it."""
     weight = weight.to(x.dtype)
-    if (
-        weight.ndim == 2
-        and x.is_cpu
-        and x.dtype is torch.float32
-        and x.numel() * weight.shape[0] >= _SMALL
-        and _onednn_linear is not None
-    ):
+    if _pays(x, weight):
         product: Tensor = _onednn_linear(x, weight, bias, "none", [], "")
         return product
     return F.linear(x, weight, bias)
+
+
+def recorded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, recorded by autograd where that is asked for; once differentiable."""
+    if not _pays(x, weight) or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        product: Tensor = _Linear.apply(x, weight, bias)
+        return product
+    return linear(x, weight, bias)
+
+
+# What computes the primal of a function in its place.
+FASTER: dict[Callable[..., Any], Callable[..., Any]] = {F.linear: recorded_linear}
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        wanted = ctx.needs_input_grad
+        return (
+            linear(gradient, weight.t()) if wanted[0] else None,
+            linear(rows.t(), x.reshape(-1, x.shape[-1]).t()) if wanted[1] else None,
+            rows.sum(0) if wanted[2] else None,
+        )
+
+
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.is_cpu
+        and x.dtype is torch.float32
+        and weight.ndim == 2
+        and x.numel() * weight.shape[0] >= _SMALL
+        and _onednn_linear is not None
+    )
 
 
 def _find_onednn_linear() -> Any:
@@ -38,6 +76,3 @@ def _find_onednn_linear() -> Any:
 
 
 _onednn_linear = _find_onednn_linear()
-
-# What computes a function's primal where no graph is recorded.
-FASTER: dict[Callable[..., Any], Callable[..., Any]] = {F.linear: linear}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from multitangent.dual._algebra import primal
+from multitangent.dual._kernels import FASTER
 from multitangent.dual._registry import COMPOSITES, function_name, is_query
 
 _DROPOUT: dict[Callable[..., Any], int] = {  # the axes, after the first, that share a mask
@@ -79,6 +79,8 @@ class PartOfBatch(TorchFunctionMode):
         if func in COMPOSITES:
             with self:
                 return COMPOSITES[func](*args, **(kwargs or {}))
+        if func in FASTER and not types:
+            return FASTER[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _dropout(
@@ -149,11 +151,13 @@ class PartOfBatch(TorchFunctionMode):
                 "batch. Found a call of batch_norm elsewhere. Try `micro_batch` as large as the "
                 "batch."
             )
-        if self.recorded is not None:
-            value = primal(input)
-            var, mean = torch.var_mean(value, [0, *range(2, value.ndim)], correction=0)
-            self.recorded.append((mean.detach(), var.detach()))
-        return func(input, running_mean, running_var, *rest)
+        if self.recorded is None:
+            return func(input, running_mean, running_var, *rest)
+        out, mean, spread = torch.native_batch_norm(  # which tells its statistics
+            input, weight, bias, running_mean, running_var, training, momentum, eps
+        )
+        self.recorded.append((mean.detach(), spread.detach().pow(-2) - eps))
+        return out
 
     def _instance_norm(
         self,

@@ -3,13 +3,14 @@
 from multitangent.perturbation._activation_sweep import ActivationSweep
 from multitangent.perturbation._activations import Activations
 from multitangent.perturbation._micro_batch import micro_batch_size
-from multitangent.perturbation._setting import Perturbation, Setting, Sweep
+from multitangent.perturbation._setting import BoundPerturbation, Perturbation, Setting, Sweep
 from multitangent.perturbation._sites import Site, Visitor, observed
 from multitangent.perturbation._weights import Weights
 
 __all__ = [
     "ActivationSweep",
     "Activations",
+    "BoundPerturbation",
     "Perturbation",
     "Setting",
     "Site",

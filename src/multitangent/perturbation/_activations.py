@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from multitangent._batch import Part
 from multitangent.perturbation._activation_sweep import ActivationSweep
-from multitangent.perturbation._setting import Setting, Sweep
-from multitangent.perturbation._sites import find_sites
+from multitangent.perturbation._setting import BoundPerturbation, Setting
+from multitangent.perturbation._sites import Site, find_sites
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,21 @@ class Activations:
             if (found := getattr(self, name)) not in known:
                 raise ValueError(f"`{name}` should be one of {known}. Found {found!r}.")
 
-    def bind(self, model: nn.Module) -> Callable[[Setting, Part], Sweep]:
-        sites = find_sites(model, self.sites)
+    def bind(self, model: nn.Module) -> BoundPerturbation:
+        return _Bound(self, find_sites(model, self.sites))
 
-        def sweep(setting: Setting, batch: Part) -> Sweep:
-            return ActivationSweep(
-                setting,
-                batch,
-                sites,
-                per_sample=self.share == "sample",
-                exact_output=self.output == "exact",
-                recompute=self.recompute,
-            )
 
-        return sweep
+@dataclass(frozen=True)
+class _Bound:
+    options: Activations
+    sites: Sequence[Site]
+
+    def __call__(self, setting: Setting, batch: Part) -> ActivationSweep:
+        return ActivationSweep(
+            setting,
+            batch,
+            self.sites,
+            per_sample=self.options.share == "sample",
+            exact_output=self.options.output == "exact",
+            recompute=self.options.recompute,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from multitangent._batch import Part, call_model
 from multitangent.perturbation._setting import Setting
+from multitangent.perturbation._sites import Site, Visitor, observed
 
 # Of the tangents of one intermediate value. On a CPU: what the caches hold and the allocator
 # hands out again without asking the system; on a GPU: a share of its memory.
@@ -20,7 +21,7 @@ _CPU_BYTES = 24 * 2**20
 _GPU_SHARE = 1 / 64
 
 
-def micro_batch_size(setting: Setting, batch: Part) -> int:
+def micro_batch_size(setting: Setting, batch: Part, sites: Sequence[Site]) -> int:
     """The largest part of a batch whose tangents fit the budget, in parts of nearly equal size.
 
     Measured on two samples: neither a random number of the user's nor running statistics change.
@@ -28,13 +29,15 @@ def micro_batch_size(setting: Setting, batch: Part) -> int:
     Args:
         setting: The step.
         batch: The whole batch.
+        sites: Where tangents enter; without any, they are there from the start.
     """
     if batch.size <= 2:
         return batch.size
     few = batch.take(slice(0, 2))
-    largest = _Largest()
+    largest = _Largest(not sites)
     with torch.no_grad(), setting.part_of_batch(few, "couple"), largest:
-        call_model(setting.model, few.inputs)
+        with observed(sites, _First(largest)):
+            call_model(setting.model, few.inputs)
     needed = largest.bytes / 2 * batch.size * setting.source.num_tangents
     return ceil(batch.size / max(1, ceil(needed / _budget(batch))))
 
@@ -47,11 +50,12 @@ def _budget(batch: Part) -> float:
 
 
 class _Largest(TorchFunctionMode):
-    """Notes the size of the largest floating-point result of any function."""
+    """Notes the size of the largest floating-point result of any function, once it is active."""
 
-    def __init__(self) -> None:
+    def __init__(self, active: bool) -> None:
         super().__init__()
         self.bytes = 0
+        self.active = active
 
     def __torch_function__(
         self,
@@ -61,9 +65,31 @@ class _Largest(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.is_floating_point() and not _is_whole(out, args):
+        if self.active and _is_value(out) and not _is_whole(out, args):
             self.bytes = max(self.bytes, out.numel() * out.element_size())
         return out
+
+
+class _First(Visitor):
+    """Wakes up the one who takes notes at the first site."""
+
+    def __init__(self, largest: _Largest) -> None:
+        super().__init__()
+        self._largest = largest
+
+    def leave(self, site: Site, output: Any) -> Any:
+        if not self._largest.active:
+            self._largest.active = True
+            self._largest.bytes = sum(
+                value.numel() * value.element_size()
+                for value in pytree.tree_leaves(output)
+                if _is_value(value)
+            )
+        return output
+
+
+def _is_value(out: Any) -> bool:
+    return isinstance(out, Tensor) and out.is_floating_point()
 
 
 def _is_whole(out: Tensor, args: tuple[Any, ...]) -> bool:

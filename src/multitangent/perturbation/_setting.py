@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from multitangent._batch import Part
 from multitangent._per_sample_loss import PerSampleLoss
 from multitangent.dual import DualTensor, PartOfBatch, Statistics
+from multitangent.perturbation._sites import Site
 from multitangent.tangents import Block, Request, Stream, Tangents, TangentSource
 
 
@@ -143,11 +144,25 @@ class Sweep(Protocol):
         """Combine the tangents and add the gradient to ``.grad`` of the parameters."""
 
 
+class BoundPerturbation(Protocol):
+    """A perturbation of one model.
+
+    Attributes:
+        sites: Where tangents enter, from the first of them on; none if they enter everywhere.
+    """
+
+    @property
+    def sites(self) -> Sequence[Site]: ...
+
+    def __call__(self, setting: Setting, batch: Part) -> Sweep:
+        """The sweep of one step."""
+
+
 class Perturbation(Protocol):
     """Which values of a model are perturbed."""
 
-    def bind(self, model: nn.Module) -> Callable[[Setting, Part], Sweep]:
-        """Check the model; returns what makes the sweep of one step."""
+    def bind(self, model: nn.Module) -> BoundPerturbation:
+        """Check the model; returns what makes the sweeps."""
 
 
 def split_dual(losses: Tensor, part_size: int) -> tuple[Tensor, Tensor]:

@@ -54,9 +54,7 @@ class Visitor(ABC):
             self._active = None
         return self._remaining == 0
 
-    def _replaced(
-        self, site: Site, output: Any, replace: Callable[[Tensor, str], Tensor]
-    ) -> Any:
+    def _replaced(self, site: Site, output: Any, replace: Callable[[Tensor, str], Tensor]) -> Any:
         """A site's output, each of its tensors replaced; the tensors are named by site and run."""
 
         def named(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +13,13 @@ from torch.func import functional_call
 from multitangent._batch import Part, arguments, call_model
 from multitangent.dual import DualTensor, Statistics
 from multitangent.perturbation._setting import (
+    BoundPerturbation,
     Setting,
-    Sweep,
     accumulate,
     counts_batches,
     split_dual,
 )
+from multitangent.perturbation._sites import Site
 from multitangent.tangents import Tangents
 
 
@@ -42,9 +43,17 @@ class Weights:
 
     parameters: Sequence[str] | None = None
 
-    def bind(self, model: nn.Module) -> Callable[[Setting, Part], Sweep]:
-        chosen = _find_parameters(model, self.parameters)
-        return lambda setting, batch: _WeightSweep(setting, batch, chosen)
+    def bind(self, model: nn.Module) -> BoundPerturbation:
+        return _Bound(_find_parameters(model, self.parameters))
+
+
+@dataclass(frozen=True)
+class _Bound:
+    parameters: dict[str, nn.Parameter]
+    sites: Sequence[Site] = ()
+
+    def __call__(self, setting: Setting, batch: Part) -> _WeightSweep:
+        return _WeightSweep(setting, batch, self.parameters)
 
 
 def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:
@@ -79,9 +88,7 @@ def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str,
 class _WeightSweep:
     """A batch, all its micro-batches with one set of tangents of the parameters."""
 
-    def __init__(
-        self, setting: Setting, batch: Part, parameters: dict[str, nn.Parameter]
-    ) -> None:
+    def __init__(self, setting: Setting, batch: Part, parameters: dict[str, nn.Parameter]) -> None:
         self.tangents = Tangents()
         self._setting = setting
         self._batch = batch

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from multitangent.tangents._source import Request, TangentSource
 
+_SMALL = 2**16  # numbers of a block that is not worth a product of its own
 _SAMPLES = 16  # drawn at a time where tangents per sample are not stored
 
 
@@ -121,18 +122,30 @@ class Tangents:
 
     def gram(self) -> Tensor:
         """``V V^T`` in float64, the sum over the blocks: ``[K, K]``, or ``[b, K, K]``."""
-        grams = [torch.cat([_gram(t) for t in b.pieces()]) for b in self.blocks.values()]
-        total = sum(grams[1:], start=grams[0])
-        return total[0] if total.shape[0] == 1 else total
+        small, grams = [], []
+        for block in self.blocks.values():
+            pieces = [_rows(tangents) for tangents in block.pieces()]
+            if len(pieces) == 1 and pieces[0].numel() <= _SMALL and len(pieces[0]) == 1:
+                small.append(pieces[0])
+            else:
+                grams.append(torch.cat([_gram(rows) for rows in pieces]))
+        if small:  # one product for many blocks
+            grams.append(_gram(torch.cat(small, 2)))
+        total = grams[0] if len(grams) == 1 else sum(grams[1:], start=grams[0])
+        return total[0] if len(total) == 1 else total
 
     def combine(self, coefficients: Tensor) -> dict[str, Tensor]:
         """``g = V^T c`` for coefficients ``[K, b]``, block by block: ``[b, *shape]``."""
         return {name: _combined(block, coefficients) for name, block in self.blocks.items()}
 
 
-def _gram(tangents: Tensor) -> Tensor:
-    rows = tangents.flatten(2) if tangents.ndim > 2 else tangents.unsqueeze(-1)
-    rows = rows.transpose(0, 1).double()  # [1 or b, K, n]
+def _rows(tangents: Tensor) -> Tensor:
+    """Tangents ``[K, 1 or b, *shape]`` as ``[1 or b, K, n]``."""
+    return tangents.reshape(*tangents.shape[:2], -1).transpose(0, 1)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    rows = rows.double()
     return rows @ rows.mT
 
 

@@ -43,6 +43,10 @@ class Request:
     target: Any = None
 
 
+_TOGETHER = 16  # rows at most that have a generator in common,
+_SHORT = 4096  # and numbers at most
+
+
 class TangentSource(ABC):
     """Where tangents come from. Sources add up: ``Normal(12) + Rademacher(4)``.
 
@@ -145,8 +149,8 @@ def draw_independent(
 ) -> Tensor:
     """A block of independent random rows.
 
-    Row k of a shared block is a function of (seed, step, site, k); the rows of a sample are one of
-    (seed, step, site, sample).
+    Row k of a shared block is a function of (seed, step, site, k) and of the size of the block's
+    rows, whatever K is; the rows of a sample are one of (seed, step, site, sample).
 
     Args:
         request: The block.
@@ -158,16 +162,28 @@ def draw_independent(
     """
     stream, device = request.stream, request.device
     if request.samples is None:
-        shared = _empty(request, num_tangents, prod(request.shape))
-        first = stream.key(request.site) + request.first
-        for k, row in enumerate(shared.unbind()):
-            fill(row, stream.generator(device, first + k))
-        return shared.view(num_tangents, 1, *request.shape)
+        return _shared(request, num_tangents, fill).view(num_tangents, 1, *request.shape)
     own = _empty(request, len(request.samples), num_tangents, prod(request.shape))
     first = stream.key(request.site, "sample", request.first)
     for sample, rows in zip(request.samples, own.unbind(), strict=True):
         fill(rows, stream.generator(device, first + sample))
     return own.transpose(0, 1).reshape(num_tangents, len(request.samples), *request.shape)
+
+
+def _shared(
+    request: Request, num_tangents: int, fill: Callable[[Tensor, torch.Generator], object]
+) -> Tensor:
+    """Rows ``[K, n]``, of which short ones have a generator in common, always filled together."""
+    size = prod(request.shape)
+    together = max(1, min(_TOGETHER, _SHORT // max(size, 1)))
+    first = request.first // together
+    groups = range(first, -(-(request.first + num_tangents) // together))
+    rows = _empty(request, len(groups), together * size)
+    key = request.stream.key(request.site)
+    for group, row in zip(groups, rows.unbind() if len(groups) > 1 else (rows[0],), strict=True):
+        fill(row, request.stream.generator(request.device, key + group))
+    start = request.first - first * together
+    return rows.view(-1, size)[start : start + num_tangents]
 
 
 def _empty(request: Request, *shape: int) -> Tensor:

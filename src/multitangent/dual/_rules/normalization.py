@@ -75,9 +75,7 @@ def _layer_norm(
         scale = spread if weight is None else spread * primal(weight)
         through = _standardized(full(input, *axes), standard, scale, axes)
     of_weight = tangents(weight, x.ndim)
-    return add(
-        through, None if of_weight is None else of_weight * standard, tangents(bias, x.ndim)
-    )
+    return add(through, None if of_weight is None else of_weight * standard, tangents(bias, x.ndim))
 
 
 def _standardized(t: Tensor, standard: Tensor, scale: Tensor, axes: list[int]) -> Tensor:

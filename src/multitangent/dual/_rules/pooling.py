@@ -19,11 +19,15 @@ def _register_average(function: Callable[..., Tensor], spatial: int) -> None:
         return each_sample(input, lambda t: function(t, *args, **kwargs), spatial + 1)
 
 
-def _register_max(with_indices: Callable[..., tuple[Tensor, Tensor]], spatial: int, *functions: Any) -> None:
+def _register_max(
+    with_indices: Callable[..., tuple[Tensor, Tensor]], spatial: int, *functions: Any
+) -> None:
     """Register functions whose outputs are values, or values and indices."""
 
     @register_rule(*functions, with_indices)
-    def _largest(out: Any, input: Any, *args: Any, return_indices: bool = False, **kwargs: Any) -> Any:
+    def _largest(
+        out: Any, input: Any, *args: Any, return_indices: bool = False, **kwargs: Any
+    ) -> Any:
         if isinstance(out, Tensor):
             places = with_indices(input.primal, *args, **kwargs)[1]
         else:

@@ -13,7 +13,9 @@ from multitangent.dual._registry import register_rule
 
 
 @register_rule(F.pad)
-def _pad(out: Tensor, input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor | None:
+def _pad(
+    out: Tensor, input: Any, pad: Any, mode: str = "constant", value: float | None = None
+) -> Tensor | None:
     if mode == "constant":
         padded = [axis for axis in range(-(len(pad) // 2), 0)]
         return F.pad(full(input, *padded), pad)
@@ -28,5 +30,7 @@ def _interpolate(out: Tensor, input: Any, *args: Any, **kwargs: Any) -> Tensor |
 
 @register_rule(torch.pixel_shuffle, torch.pixel_unshuffle)
 def _shuffle(out: Tensor, input: Any, factor: int) -> Tensor | None:
-    function = torch.pixel_shuffle if out.shape[-1] > input.primal.shape[-1] else torch.pixel_unshuffle
+    function = (
+        torch.pixel_shuffle if out.shape[-1] > input.primal.shape[-1] else torch.pixel_unshuffle
+    )
     return function(full(input, -1, -2, -3), factor)
