@@ -9,6 +9,7 @@ import torch
 from models_for_tests import gradients, relative_error
 from torch import nn
 
+from multitangent.benchmarks._baselines import PythonLoop, VmapJvp
 from multitangent import Activations, ForwardGradient, Normal, SimulatedGradient, StandardBasis
 
 LOSS = nn.CrossEntropyLoss()
@@ -81,3 +82,13 @@ def test_running_statistics_are_no_approximation():
     true = gradients(model)
     ForwardGradient(model, LOSS, StandardBasis(200))(x, y)
     assert relative_error(gradients(model), true) <= 1e-10
+
+
+@pytest.mark.parametrize("kind", [PythonLoop, VmapJvp])
+def test_the_baselines_of_the_benchmark_compute_the_same(kind):
+    model, x, y = build()
+    ForwardGradient(model, LOSS, Normal(3))(x, y)
+    expected = gradients(model)
+    kind(model, LOSS, Normal(3))(x, y)
+    assert relative_error(gradients(model), expected) <= 1e-10
+    assert int(model[0][1].num_batches_tracked) == 2

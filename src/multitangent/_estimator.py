@@ -42,6 +42,7 @@ class GradientEstimator(ABC):
         micro_batch: int | Literal["auto"] = "auto",
         store_tangents: bool = True,
         tangent_dtype: torch.dtype | None = None,
+        compile: bool = False,
     ) -> None:
         check_kinds(tangents, aggregator)
         self.model = model
@@ -53,6 +54,7 @@ class GradientEstimator(ABC):
         self.micro_batch = micro_batch
         self.store_tangents = store_tangents
         self.tangent_dtype = tangent_dtype
+        self.compile = compile
         self.step = 0
         self._sizes: dict[int, int] = {}
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
@@ -139,7 +141,7 @@ class GradientEstimator(ABC):
 
     def _options(self) -> str:
         """The rarer arguments, where they are not the default."""
-        shown = {"store_tangents": True, "tangent_dtype": None}
+        shown = {"store_tangents": True, "tangent_dtype": None, "compile": False}
         return "".join(
             f", {name}={getattr(self, name)!r}"
             for name, default in shown.items()

@@ -6,12 +6,14 @@ in another way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad as _forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multitangent._batch import call_model
 from multitangent._estimator import GradientEstimator
@@ -29,7 +31,7 @@ class PythonLoop(GradientEstimator):
         blocks = [block.rows() for block in sweep.tangents.blocks.values()]
         rows = []
         for k in range(len(blocks[0])):
-            with torch.no_grad(), forward_ad.dual_level():
+            with torch.no_grad(), forward_ad.dual_level(), _frozen(sweep):
 
                 def inject(value: Tensor, site: int, k: int = k) -> Tensor:
                     primal, tangent = forward_ad.unpack_dual(value)
@@ -57,7 +59,7 @@ class VmapJvp(GradientEstimator):
         def along(*tangents: Tensor) -> Tensor:
             return torch.func.jvp(perturbed, origin, tangents)[1]
 
-        with torch.no_grad():
+        with torch.no_grad(), _frozen(sweep):
             return losses, torch.func.vmap(along)(*blocks)
 
 
@@ -66,6 +68,26 @@ def _run(sweep: ActivationSweep, inject: Callable[[Tensor, int], Tensor]) -> Ten
     with observed(sweep.sites, _Injector(inject)):
         output = call_model(sweep.setting.model, sweep.batch.inputs)
     return sweep.setting.losses(output, sweep.batch)
+
+
+@contextmanager
+def _frozen(sweep: ActivationSweep) -> Iterator[None]:
+    """Batch normalisation with the statistics of the recorded batch, which it does not count."""
+    counting = [
+        module
+        for module in sweep.setting.model.modules()
+        if getattr(module, "num_batches_tracked", None) is not None
+    ]
+    counts = [module.num_batches_tracked for module in counting]
+    for module in counting:
+        module.num_batches_tracked = None
+    try:
+        # Fused attention has no forward derivative.
+        with sweep.setting.part_of_batch(sweep.batch, "hold"), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for module, count in zip(counting, counts, strict=True):
+            module.num_batches_tracked = count
 
 
 class _Injector(Visitor):

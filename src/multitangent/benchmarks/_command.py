@@ -2,19 +2,85 @@
 
 from __future__ import annotations
 
+import csv
+import json as json_
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from multitangent._allocator import keep_freed_memory
+from multitangent.benchmarks._case import BATCH
+from multitangent.benchmarks._curves import curve_of_cosines, curve_of_tangents
+from multitangent.benchmarks._memory import measure_memory
+from multitangent.benchmarks._plots import draw_cosines, draw_tangents
 from multitangent.benchmarks._provenance import provenance
+from multitangent.benchmarks._push import time_push
 from multitangent.benchmarks._step import time_step
 from multitangent.benchmarks.config import BenchConfig
 
+_FIGURES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {
+    "step": time_step,
+    "push": time_push,
+    "memory": measure_memory,
+}
+_CURVES = {
+    "tangents": (curve_of_tangents, draw_tangents),
+    "cosine": (curve_of_cosines, draw_cosines),
+}
+
 
 def run_bench(config: BenchConfig, *, json: bool) -> dict[str, Any]:
-    """Measures, and prints one line a figure unless `json`."""
-    result = time_step(config) | {"provenance": provenance(sys.argv[1:])}
+    """Measures, writes what `config.out` asks for, and prints one line a figure unless `json`."""
+    if config.keep_memory:
+        keep_freed_memory()
+    result = _settings(config)
+    if config.measure in _FIGURES:
+        figures = _FIGURES[config.measure](config)
+        result |= figures
+        lines = [f"{name:34} {value}" for name, value in figures.items()]
+    else:
+        curve, draw = _CURVES[config.measure]
+        rows = curve(config)
+        result["rows"] = rows
+        lines = [", ".join(f"{name} {value}" for name, value in row.items()) for row in rows]
+        if config.out is not None:
+            config.out.parent.mkdir(parents=True, exist_ok=True)
+            _write_csv(config.out.with_suffix(".csv"), rows)
+            draw(rows, config.out.with_suffix(".png"), _title(result))
+    result["provenance"] = provenance(sys.argv[1:])
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json_.dumps(result, indent=1) + "\n", encoding="utf-8")
     if not json:
-        for name, value in result.items():
-            if name.endswith("_ms") or name.startswith("ratio"):
-                print(f"{name:28} {value}")
+        print("\n".join(lines))
     return result
+
+
+def _settings(config: BenchConfig) -> dict[str, Any]:
+    width = {"width": config.width} if config.model == "fc" else {}
+    return {
+        "measure": config.measure,
+        "model": config.model,
+        **width,
+        "batch": config.batch or BATCH[config.model],
+        "num_tangents": config.num_tangents,
+        "share": config.share,
+        "compile": config.compile,
+        "tangent_dtype": config.tangent_dtype,
+        "tf32": config.tf32,
+        "keep_memory": config.keep_memory,
+        "repeats": config.repeats,
+    }
+
+
+def _title(result: dict[str, Any]) -> str:
+    width = f" of width {result['width']}" if "width" in result else ""
+    return f"{result['model']}{width}, batch of {result['batch']}"
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -25,6 +25,7 @@ def provenance(command: list[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,11 +11,13 @@ from multitangent.dual._registry import (
     register_composite,
     register_rule,
 )
+from multitangent.dual._reuse import Primals
 
 __all__ = [
     "DualTensor",
     "FallbackWarning",
     "PartOfBatch",
+    "Primals",
     "Statistics",
     "add",
     "add_to",

@@ -52,6 +52,14 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     return _pair(out, tangents, args[0] if args else None)
 
 
+def result_of(
+    func: Callable[..., Any], out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """What a function returns whose primal is known already."""
+    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
+        return _pair(out, RULES[func](out, *args, **kwargs), None)
+
+
 def _attribute(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """An attribute of a dual tensor: its primal's, unless that is a tensor that depends on it."""
     name = func.__self__.__name__  # type: ignore[attr-defined]

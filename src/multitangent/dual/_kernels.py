@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 _SMALL = 2**21  # multiplications below which the choice does not matter
@@ -60,8 +62,11 @@ class _Linear(torch.autograd.Function):
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN computes it, and no transformation would be lost that it knows nothing of."""
     return (
         x.is_cpu
+        and forward_ad._current_level < 0
+        and not any(is_functorch_wrapped_tensor(t) for t in (x, weight))
         and x.dtype is torch.float32
         and weight.ndim == 2
         and x.numel() * weight.shape[0] >= _SMALL

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from multitangent.dual._dispatch import result_of
 from multitangent.dual._kernels import FASTER
 from multitangent.dual._registry import COMPOSITES, function_name, is_query
+from multitangent.dual._reuse import EXPENSIVE, Primals
 
 _DROPOUT: dict[Callable[..., Any], int] = {  # the axes, after the first, that share a mask
     F.dropout: 0,
@@ -40,6 +42,7 @@ class PartOfBatch(TorchFunctionMode):
             ``"couple"``: as ever, but leaves the running averages alone.
         recorded: Mean and variance of every call of batch normalisation, filled by ``"update"``;
             ``None`` records nothing.
+        primals: What expensive functions return, filled by ``"update"`` and used by ``"hold"``.
 
     Attributes:
         calls: How often dropout has been called.
@@ -53,6 +56,7 @@ class PartOfBatch(TorchFunctionMode):
         batch_size: int,
         statistics: Statistics = "update",
         recorded: list[tuple[Tensor, Tensor]] | None = None,
+        primals: Primals | None = None,
     ) -> None:
         super().__init__()
         self.generator = generator
@@ -60,9 +64,11 @@ class PartOfBatch(TorchFunctionMode):
         self.batch_size = batch_size
         self.statistics = statistics
         self.recorded = recorded
+        self.primals = primals
         self.calls = 0
         self.between_sites = False
         self._normalizations = 0
+        self._expensive_calls = 0
 
     def __torch_function__(
         self,
@@ -79,9 +85,33 @@ class PartOfBatch(TorchFunctionMode):
         if func in COMPOSITES:
             with self:
                 return COMPOSITES[func](*args, **(kwargs or {}))
-        if func in FASTER and not types:
-            return FASTER[func](*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        if self.primals is not None and func in EXPENSIVE and args:
+            return self._expensive(func, types, args, kwargs or {})
+        return self._call(func, types, args, kwargs or {})
+
+    @staticmethod
+    def _call(
+        func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        return (func if types else FASTER.get(func, func))(*args, **kwargs)
+
+    def _expensive(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        assert self.primals is not None
+        if self.statistics == "update":
+            out = self._call(func, types, args, kwargs)
+            self.primals.record(args[0], out)
+            return out
+        found = self.primals.find(self._expensive_calls, args[0], self.rows, self.batch_size)
+        self._expensive_calls += 1
+        if found is None:
+            return self._call(func, types, args, kwargs)
+        return result_of(func, found, args, dict(kwargs)) if types else found
 
     def _dropout(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from multitangent._batch import Part, call_model
-from multitangent.dual import DualTensor, PartOfBatch, add_to, primal
+from multitangent.dual import DualTensor, PartOfBatch, Primals, add_to, primal
 from multitangent.perturbation._pull import LocalPull
 from multitangent.perturbation._setting import Setting, split_dual
 from multitangent.perturbation._sites import Site, Visitor, observed
@@ -65,16 +65,18 @@ class ActivationSweep:
         self._recompute = recompute
         self._pull = LocalPull(sites, recompute=recompute)
         self._last: _Injection | None = None
+        # Where layers run again for their local step, memory is short.
+        self._primals = None if recompute else Primals()
 
     def push(self) -> tuple[Tensor, Tensor]:
         if self.batch.size <= self.setting.micro_batch:
-            return split_dual(self._record(_inject, keep_statistics=False), self.batch.size)
+            return split_dual(self._record(_inject, keep=False), self.batch.size)
         losses = self.record()
         return losses, self.push_parts()
 
     def record(self) -> Tensor:
         """Draw the tangents and record the layers without pushing; returns the losses ``[B]``."""
-        return self._record(lambda value, block: value, keep_statistics=True)
+        return self._record(lambda value, block: value, keep=True)
 
     def push_parts(self) -> Tensor:
         """Directional derivatives ``[K, B]``, in micro-batches, of what was recorded."""
@@ -83,7 +85,10 @@ class ActivationSweep:
             injector = _Injector(
                 lambda value, name, part=part: self._inject_rows(value, name, part.rows)
             )
-            with torch.no_grad(), self.setting.part_of_batch(part, "hold"):
+            with (
+                torch.no_grad(),
+                self.setting.part_of_batch(part, "hold", primals=self._primals),
+            ):
                 with observed(self.sites, injector):
                     output = call_model(self.setting.model, part.inputs)
                 losses = self.setting.losses(output, part)
@@ -113,12 +118,19 @@ class ActivationSweep:
             lambda calls: self.setting.part_of_batch(self.batch, "couple", calls=calls),
         )
 
-    def _record(self, inject: Inject, *, keep_statistics: bool) -> Tensor:
-        """Run the model, drawing tangents and recording the layer at every site."""
+    def _record(self, inject: Inject, *, keep: bool) -> Tensor:
+        """Run the model, drawing tangents and recording the layer at every site.
+
+        Args:
+            inject: What is done with the tangents.
+            keep: Whether to keep what a push in parts can use.
+        """
         setting, batch = self.setting, self.batch
         with (
             torch.no_grad(),
-            setting.part_of_batch(batch, "update", record=keep_statistics) as mode,
+            setting.part_of_batch(
+                batch, "update", record=keep, primals=self._primals if keep else None
+            ) as mode,
         ):
             mode.between_sites = True
             with observed(self.sites, _Recorder(self, mode, inject)):

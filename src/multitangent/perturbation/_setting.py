@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from multitangent._batch import Part
 from multitangent._per_sample_loss import PerSampleLoss
-from multitangent.dual import DualTensor, PartOfBatch, Statistics
+from multitangent.dual import DualTensor, PartOfBatch, Primals, Statistics
 from multitangent.perturbation._sites import Site
 from multitangent.tangents import Block, Request, Stream, Tangents, TangentSource
 
@@ -84,7 +84,13 @@ class Setting:
 
     @contextmanager
     def part_of_batch(
-        self, part: Part, statistics: Statistics, *, record: bool = False, calls: int = 0
+        self,
+        part: Part,
+        statistics: Statistics,
+        *,
+        record: bool = False,
+        primals: Primals | None = None,
+        calls: int = 0,
     ) -> Iterator[PartOfBatch]:
         """Run a part of the batch with the random numbers of this step, whatever the split.
 
@@ -92,6 +98,7 @@ class Setting:
             part: The samples.
             statistics: What batch normalisation in training mode does: see `PartOfBatch`.
             record: Whether to remember its statistics.
+            primals: Where what expensive functions return is kept or taken from.
             calls: How many calls of dropout came before.
         """
 
@@ -99,7 +106,7 @@ class Setting:
             return self.stream.generator(device, self.stream.key("dropout", call))
 
         recorded = self.recorded if record or statistics == "hold" else None
-        mode = PartOfBatch(generator, part.rows, part.batch_size, statistics, recorded)
+        mode = PartOfBatch(generator, part.rows, part.batch_size, statistics, recorded, primals)
         with torch.random.fork_rng(devices=[]), mode:
             # Other random functions repeat themselves too, for the same split of the batch.
             key = self.stream.key("other", part.rows.start)
