@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from multitangent._batch import Part, whole
 from multitangent._coefficients import Combination, combination
+from multitangent._compiled import CompiledStep, Step, compiled_step, signature
 from multitangent._diagnostics import Diagnostics, diagnose
 from multitangent._per_sample_loss import PerSampleLoss
 from multitangent.aggregation import Aggregator, Projection
@@ -57,6 +58,7 @@ class GradientEstimator(ABC):
         self.compile = compile
         self.step = 0
         self._sizes: dict[int, int] = {}
+        self._graphs: dict[Any, CompiledStep | None] = {}
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
         self._per_sample = PerSampleLoss(loss)
         if micro_batch != "auto" and (not isinstance(micro_batch, int) or micro_batch < 1):
@@ -85,33 +87,55 @@ class GradientEstimator(ABC):
             self._bind()
         batch = whole(inputs, target)
         with record_fallbacks() as fallbacks:
-            sweep, losses, jvps = self._differentiated(batch)
-            with torch.autocast(losses.device.type, enabled=False):
-                gram, dimension = sweep.tangents.gram(), sweep.tangents.dimension
-                combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
-                sweep.pull(combined.coefficients)
+            losses, combined, gram = self._one_step(batch)
         self._last_step = combined, gram, fallbacks
         self.step += 1
         return losses.sum() * self._per_sample.scale(batch.size)
 
-    def _differentiated(self, batch: Part) -> tuple[Sweep, Tensor, Tensor]:
+    def _one_step(self, batch: Part) -> Step:
+        """One step, compiled if that is wanted and possible."""
+        setting = self._setting(batch)
+        if self.compile:
+            key = signature(batch)
+            at_once = replace(setting, micro_batch=batch.size)
+            if key not in self._graphs:
+                self._graphs[key] = compiled_step(self, at_once, batch)
+            graph = self._graphs[key]
+            if graph is not None and (step := graph(at_once, batch)) is not None:
+                return step
+        return self._eager(setting, batch)
+
+    def _eager(self, setting: Setting, batch: Part) -> Step:
+        sweep, losses, jvps = self._differentiated(setting, batch)
+        return Step(losses, *self._combined(sweep, jvps))
+
+    def _combined(self, sweep: Sweep, jvps: Tensor) -> tuple[Combination, Tensor]:
+        """The coefficients, with the gradient they give added to ``.grad``; the Gram matrix."""
+        with torch.autocast(jvps.device.type, enabled=False):
+            gram, dimension = sweep.tangents.gram(), sweep.tangents.dimension
+            combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
+            sweep.pull(combined.coefficients)
+        return combined, gram
+
+    def _differentiated(self, setting: Setting, batch: Part) -> tuple[Sweep, Tensor, Tensor]:
         """The sweep of a batch, its losses and directional derivatives."""
         while True:
-            setting = self._setting(batch)
             sweep = self._sweep(setting, batch)
             try:
                 return sweep, *self._differentiate(sweep)
             except torch.OutOfMemoryError:
                 if setting.micro_batch == 1:
                     raise
-            # Only now, outside of the handler, nothing refers to the tensors that did not fit.
-            self._sizes[batch.size] = setting.micro_batch // 2
+            # Only here, outside of the handler, nothing holds the tensors that did not fit.
+            del sweep
+            half = setting.micro_batch // 2
             warnings.warn(
                 f"micro_batch={setting.micro_batch} does not fit the memory of the device: going "
-                f"on with {setting.micro_batch // 2}.",
-                stacklevel=3,
+                f"on with {half}.",
+                stacklevel=5,
             )
-            del sweep
+            self._sizes[batch.size] = half
+            setting = replace(setting, micro_batch=half)
 
     def _setting(self, batch: Part) -> Setting:
         """What the step at hand knows."""
@@ -137,6 +161,7 @@ class GradientEstimator(ABC):
         """Find the sites, which depend on what is trainable."""
         self._parameters = list(self.model.parameters())
         self._trainable = [p.requires_grad for p in self._parameters]
+        self._graphs = {}
         self._sweep = self.perturb.bind(self.model)
 
     def _options(self) -> str:

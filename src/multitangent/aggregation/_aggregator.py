@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multitangent._conditions import holds
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -97,7 +99,7 @@ def _check(gram: Tensor, jvps: Tensor) -> None:
             f"same tangents and samples. Found {list(gram.shape)} and {list(jvps.shape)}."
         )
     for name, value in (("gram", gram), ("jvps", jvps)):
-        if not value.isfinite().all():
+        if not holds(value.isfinite().all()):
             raise ValueError(
                 f"`{name}` should be finite. Found {int((~value.isfinite()).sum())} of "
                 f"{value.numel()} values that are infinite or not a number. Try a lower learning "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from multitangent._conditions import holds
 from multitangent.aggregation._aggregator import Aggregator, Measured
 
 _SINGULAR = 1e-6  # the ratio of eigenvalues from which on they are computed one by one
@@ -69,7 +70,7 @@ def _solved(gram: Tensor, jvps: Tensor, tolerance: float) -> Tensor | None:
     # |L^-1|^2 is the sum of the inverse eigenvalues, and none is larger than K.
     trace = inverse.square().sum((-2, -1))
     far = (failed == 0) & (trace * gram.shape[-1] * max(tolerance, _SINGULAR) < 1)
-    if not far.all():
+    if not holds(far.all()):
         return None
     return ((jvps.unsqueeze(-2) @ inverse.mT) @ inverse).squeeze(-2)
 

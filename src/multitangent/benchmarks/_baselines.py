@@ -83,7 +83,8 @@ def _frozen(sweep: ActivationSweep) -> Iterator[None]:
         module.num_batches_tracked = None
     try:
         # Fused attention has no forward derivative.
-        with sweep.setting.part_of_batch(sweep.batch, "hold"), sdpa_kernel(SDPBackend.MATH):
+        held = sweep.setting.part_of_batch(sweep.batch, "hold", recorded=sweep.recorded)
+        with held, sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         for module, count in zip(counting, counts, strict=True):

@@ -47,7 +47,8 @@ def time_push(config: BenchConfig) -> dict[str, Any]:
 
 def _push(case: Case, gradient: GradientEstimator) -> Callable[[], object]:
     def push() -> None:
-        gradient._differentiated(whole(case.x, case.y))
+        batch = whole(case.x, case.y)
+        gradient._differentiated(gradient._setting(batch), batch)
         gradient.step += 1
 
     return push

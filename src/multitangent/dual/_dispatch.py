@@ -11,6 +11,8 @@ from torch import Tensor
 from multitangent.dual._dual_tensor import (
     DualTensor,
     Product,
+    carried,
+    find_duals,
     make_dual,
     make_result,
     make_view,
@@ -19,7 +21,7 @@ from multitangent.dual._dual_tensor import (
 )
 from multitangent.dual._fallback import fallback
 from multitangent.dual._kernels import FASTER
-from multitangent.dual._registry import PLAIN, RULES, VIEWS, Rule, accepts, function_name
+from multitangent.dual._registry import PLAIN, PRECISE, RULES, VIEWS, Rule, accepts, function_name
 
 
 def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -49,7 +51,7 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         tangents = rule(out, *args, **kwargs)
     if func in VIEWS:
         return _as_views(out, tangents, rule, args, kwargs)
-    return _pair(out, tangents, args[0] if args else None)
+    return _pair(out, _carried(func, tangents, args), args[0] if args else None)
 
 
 def result_of(
@@ -57,7 +59,23 @@ def result_of(
 ) -> Any:
     """What a function returns whose primal is known already."""
     with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
-        return _pair(out, RULES[func](out, *args, **kwargs), None)
+        return _pair(out, _carried(func, RULES[func](out, *args, **kwargs), args), None)
+
+
+def _carried(func: Callable[..., Any], tangents: Any, args: tuple[Any, ...]) -> Any:
+    """Tangents in the type in which those of the arguments are carried, if that is one of its own.
+
+    Losses are left in full precision: what they return is summed up over the samples.
+    """
+    source = args[0] if args and type(args[0]) is DualTensor else next(find_duals(args), None)
+    if source is None or not source.is_mixed or func in PRECISE:
+        return tangents
+    dtype = source.tangents.dtype
+    if isinstance(tangents, Tensor):
+        return carried(tangents, dtype)
+    if isinstance(tangents, (tuple, list)):
+        return [carried(t, dtype) if isinstance(t, Tensor) else t for t in tangents]
+    return tangents
 
 
 def _attribute(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:

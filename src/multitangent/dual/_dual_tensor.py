@@ -110,6 +110,13 @@ class DualTensor(Tensor):
             return stored.tangents, stored.factor
         return self.tangents, None
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether tangents are carried in another type than the primal's."""
+        stored = self._tangents
+        stored = stored.tangents if type(stored) is Product else stored
+        return isinstance(stored, Tensor) and stored.dtype is not self._primal.dtype
+
     def detached(self) -> DualTensor:
         """The same tangents of a primal without its graph."""
         return _make(
@@ -189,9 +196,7 @@ def _make(primal: Tensor, tangents: Tensor | Product | Callable[[], Tensor]) -> 
 
 
 def make_dual(primal: Tensor, tangents: Tensor) -> DualTensor:
-    """A dual tensor without the checks of the constructor, its tangents in the primal's dtype."""
-    if tangents.dtype != primal.dtype:
-        tangents = tangents.to(primal.dtype)
+    """A dual tensor without the checks of the constructor."""
     return _make(primal, tangents)
 
 

@@ -59,7 +59,10 @@ def jvp_by_vmap(
         points = tuple(dual.primal.detach().contiguous() for dual in inputs)
         return torch.func.jvp(function, points, tangents)[1]
 
-    rows = [with_rows(expanded(dual), num_tangents).contiguous() for dual in inputs]
+    rows = [
+        with_rows(expanded(dual), num_tangents).to(dual.primal.dtype).contiguous()
+        for dual in inputs
+    ]
     with _without_fused_kernels(func):
         return list(torch.func.vmap(along, randomness="same")(*rows))
 

@@ -16,16 +16,18 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
+from multitangent._conditions import tracing
+
 _SMALL = 2**21  # multiplications below which the choice does not matter
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` in the type of `x`; autograd does not see it."""
     weight = weight.to(x.dtype)
-    if _pays(x, weight):
-        product: Tensor = _onednn_linear(x, weight, bias, "none", [], "")
-        return product
-    return F.linear(x, weight, bias)
+    if not _pays(x, weight):
+        return F.linear(x, weight, bias)
+    product: Tensor = (_opaque_linear if tracing() else _by_onednn)(x, weight, bias)
+    return product
 
 
 def recorded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -72,6 +74,25 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
         and x.numel() * weight.shape[0] >= _SMALL
         and _onednn_linear is not None
     )
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = _onednn_linear(x, weight, bias, "none", [], "")
+    return product
+
+
+# For a compiled step, which takes PyTorch's own operation only with constant weights.
+_opaque_linear = torch.library.custom_op(
+    "multitangent::linear",
+    _by_onednn,
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+)
+
+
+@_opaque_linear.register_fake
+def _shape_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _find_onednn_linear() -> Any:

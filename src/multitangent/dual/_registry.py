@@ -16,6 +16,7 @@ Rule = Callable[..., Any]
 RULES: dict[Callable[..., Any], Rule] = {}
 VIEWS: set[Callable[..., Any]] = set()
 PLAIN: set[Callable[..., Any]] = set()
+PRECISE: set[Callable[..., Any]] = set()
 COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
@@ -76,6 +77,11 @@ def register_composite(function: Callable[..., Any]) -> Callable[[Rule], Rule]:
 def register_views(*functions: Callable[..., Any]) -> None:
     """Mark functions, which have rules, as returning views of their first argument."""
     VIEWS.update(functions)
+
+
+def register_precise(*functions: Callable[..., Any]) -> None:
+    """Mark functions, which have rules, whose tangents are carried in the primal's type."""
+    PRECISE.update(functions)
 
 
 def register_plain(*functions: Callable[..., Any]) -> None:

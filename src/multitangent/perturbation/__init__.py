@@ -3,7 +3,13 @@
 from multitangent.perturbation._activation_sweep import ActivationSweep
 from multitangent.perturbation._activations import Activations
 from multitangent.perturbation._micro_batch import micro_batch_size
-from multitangent.perturbation._setting import BoundPerturbation, Perturbation, Setting, Sweep
+from multitangent.perturbation._setting import (
+    BoundPerturbation,
+    Perturbation,
+    Setting,
+    Sweep,
+    accumulate,
+)
 from multitangent.perturbation._sites import Site, Visitor, observed
 from multitangent.perturbation._weights import Weights
 
@@ -17,6 +23,7 @@ __all__ = [
     "Sweep",
     "Visitor",
     "Weights",
+    "accumulate",
     "micro_batch_size",
     "observed",
 ]

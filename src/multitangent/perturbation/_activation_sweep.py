@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from multitangent._batch import Part, call_model
 from multitangent.dual import DualTensor, PartOfBatch, Primals, add_to, primal
 from multitangent.perturbation._pull import LocalPull
-from multitangent.perturbation._setting import Setting, split_dual
+from multitangent.perturbation._setting import Recorded, Setting, split_dual
 from multitangent.perturbation._sites import Site, Visitor, observed
 from multitangent.tangents import Tangents
 
@@ -65,6 +65,7 @@ class ActivationSweep:
         self._recompute = recompute
         self._pull = LocalPull(sites, recompute=recompute)
         self._last: _Injection | None = None
+        self.recorded: Recorded = []
         # Where layers run again for their local step, memory is short.
         self._primals = None if recompute else Primals()
 
@@ -87,7 +88,9 @@ class ActivationSweep:
             )
             with (
                 torch.no_grad(),
-                self.setting.part_of_batch(part, "hold", primals=self._primals),
+                self.setting.part_of_batch(
+                    part, "hold", recorded=self.recorded, primals=self._primals
+                ),
             ):
                 with observed(self.sites, injector):
                     output = call_model(self.setting.model, part.inputs)
@@ -129,7 +132,10 @@ class ActivationSweep:
         with (
             torch.no_grad(),
             setting.part_of_batch(
-                batch, "update", record=keep, primals=self._primals if keep else None
+                batch,
+                "update",
+                recorded=self.recorded if keep else None,
+                primals=self._primals if keep else None,
             ) as mode,
         ):
             mode.between_sites = True
@@ -190,7 +196,7 @@ class ActivationSweep:
 
         with (
             torch.enable_grad(),
-            self.setting.part_of_batch(self.batch, statistics),
+            self.setting.part_of_batch(self.batch, statistics, recorded=self.recorded),
             observed(self.sites, _Injector(watch)),
         ):
             output = call_model(self.setting.model, self.batch.inputs)

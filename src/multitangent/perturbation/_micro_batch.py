@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil
+from math import log2
 from typing import Any
 
 import torch
@@ -17,12 +17,12 @@ from multitangent.perturbation._sites import Site, Visitor, observed
 
 # Of the tangents of one intermediate value. On a CPU: what the caches hold and the allocator
 # hands out again without asking the system; on a GPU: a share of its memory.
-_CPU_BYTES = 24 * 2**20
+_CPU_BYTES = 20 * 2**20
 _GPU_SHARE = 1 / 64
 
 
 def micro_batch_size(setting: Setting, batch: Part, sites: Sequence[Site]) -> int:
-    """The largest part of a batch whose tangents fit the budget, in parts of nearly equal size.
+    """How many samples' tangents fit the budget: the whole batch, or a power of two.
 
     Measured on two samples: neither a random number of the user's nor running statistics change.
 
@@ -38,8 +38,11 @@ def micro_batch_size(setting: Setting, batch: Part, sites: Sequence[Site]) -> in
     with torch.no_grad(), setting.part_of_batch(few, "couple"), largest:
         with observed(sites, _First(largest)):
             call_model(setting.model, few.inputs)
-    needed = largest.bytes / 2 * batch.size * setting.source.num_tangents
-    return ceil(batch.size / max(1, ceil(needed / _budget(batch))))
+    of_sample = largest.bytes / 2 * setting.source.num_tangents
+    fitting = _budget(batch) / max(of_sample, 1)
+    if fitting >= batch.size:
+        return batch.size
+    return 2 ** int(log2(max(fitting, 1)))  # kernels prefer even numbers
 
 
 def _budget(batch: Part) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,6 +15,9 @@ from multitangent._per_sample_loss import PerSampleLoss
 from multitangent.dual import DualTensor, PartOfBatch, Primals, Statistics
 from multitangent.perturbation._sites import Site
 from multitangent.tangents import Block, Request, Stream, Tangents, TangentSource
+
+
+Recorded = list[tuple[Tensor, Tensor]]  # mean and variance of every batch normalisation
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,6 @@ class Setting:
         micro_batch: How many samples are pushed at a time.
         store_tangents: Whether tangents are kept, or drawn again where they are needed.
         tangent_dtype: The type in which tangents are carried, by default the perturbed value's.
-        recorded: Mean and variance of every call of batch normalisation in this step.
     """
 
     model: nn.Module
@@ -41,7 +43,6 @@ class Setting:
     micro_batch: int
     store_tangents: bool = True
     tangent_dtype: torch.dtype | None = None
-    recorded: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def losses(self, output: Any, part: Part) -> Tensor:
         """The losses ``[b]`` of the samples of a part."""
@@ -88,7 +89,7 @@ class Setting:
         part: Part,
         statistics: Statistics,
         *,
-        record: bool = False,
+        recorded: Recorded | None = None,
         primals: Primals | None = None,
         calls: int = 0,
     ) -> Iterator[PartOfBatch]:
@@ -97,7 +98,7 @@ class Setting:
         Args:
             part: The samples.
             statistics: What batch normalisation in training mode does: see `PartOfBatch`.
-            record: Whether to remember its statistics.
+            recorded: Where its statistics are kept or taken from.
             primals: Where what expensive functions return is kept or taken from.
             calls: How many calls of dropout came before.
         """
@@ -105,7 +106,6 @@ class Setting:
         def generator(call: int, device: torch.device) -> torch.Generator:
             return self.stream.generator(device, self.stream.key("dropout", call))
 
-        recorded = self.recorded if record or statistics == "hold" else None
         mode = PartOfBatch(generator, part.rows, part.batch_size, statistics, recorded, primals)
         with torch.random.fork_rng(devices=[]), mode:
             # Other random functions repeat themselves too, for the same split of the batch.

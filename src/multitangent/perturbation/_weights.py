@@ -14,6 +14,7 @@ from multitangent._batch import Part, arguments, call_model
 from multitangent.dual import DualTensor, Statistics
 from multitangent.perturbation._setting import (
     BoundPerturbation,
+    Recorded,
     Setting,
     accumulate,
     counts_batches,
@@ -93,6 +94,7 @@ class _WeightSweep:
         self._setting = setting
         self._batch = batch
         self._parameters = parameters
+        self._recorded: Recorded = []
         for name, parameter in parameters.items():
             setting.draw(self.tangents, name, parameter.detach(), tuple(parameter.shape), None)
 
@@ -113,7 +115,8 @@ class _WeightSweep:
         values, jvps = [], []
         for part in parts:
             args, kwargs = arguments(part.inputs)
-            with setting.part_of_batch(part, statistics):
+            recorded = self._recorded if statistics == "hold" else None
+            with setting.part_of_batch(part, statistics, recorded=recorded):
                 output = functional_call(model, duals, args, kwargs)
                 losses, along = split_dual(setting.losses(output, part), part.size)
             values.append(losses)
@@ -123,7 +126,7 @@ class _WeightSweep:
     @torch.no_grad()
     def _record_statistics(self) -> None:
         """Of the whole batch's normalisation, where it is pushed in parts."""
-        with self._setting.part_of_batch(self._batch, "update", record=True):
+        with self._setting.part_of_batch(self._batch, "update", recorded=self._recorded):
             call_model(self._setting.model, self._batch.inputs)
 
     @torch.enable_grad()
@@ -131,7 +134,7 @@ class _WeightSweep:
         self._record_statistics()
         copies = {n: p.detach().requires_grad_() for n, p in self._parameters.items()}
         args, kwargs = arguments(self._batch.inputs)
-        with self._setting.part_of_batch(self._batch, statistics):
+        with self._setting.part_of_batch(self._batch, statistics, recorded=self._recorded):
             output = functional_call(self._setting.model, copies, args, kwargs)
             losses = self._setting.losses(output, self._batch)
         total = losses.sum() * self._setting.scale(self._batch)

@@ -50,6 +50,7 @@ def _left(x: Any, y: Tensor) -> Tensor | None:
         return None
     if x.primal.ndim == 1:
         t = t.unsqueeze(-2)
+    y = y.to(t.dtype)
     column = y.unsqueeze(-1) if y.ndim == 1 else y
     product = torch.matmul(_lead(t, column.ndim), column)
     return _drop(product, x.primal.ndim == 1, y.ndim == 1)
@@ -62,6 +63,7 @@ def _right(x: Tensor, y: Any) -> Tensor | None:
     t = full(y, -1 if y.primal.ndim == 1 else -2)
     if y.primal.ndim == 1:
         t = t.unsqueeze(-1)
+    x = x.to(t.dtype)
     row = x.unsqueeze(0) if x.ndim == 1 else x
     product = torch.matmul(row, _lead(t, row.ndim))
     return _drop(product, x.ndim == 1, y.primal.ndim == 1)

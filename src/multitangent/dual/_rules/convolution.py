@@ -28,7 +28,7 @@ def _register(function: Callable[..., Tensor], spatial: int) -> None:
             return function(x, filters, None, stride, padding, dilation, groups)
 
         return add(
-            each_sample(input, lambda t: convolve(t, primal(weight)), spatial + 1),
+            each_sample(input, lambda t: convolve(t, primal(weight).to(t.dtype)), spatial + 1),
             _of_weight(convolve, primal(input), weight, groups, 0),
             _of_bias(bias, out.ndim, spatial),
         )
@@ -51,7 +51,7 @@ def _register_transposed(function: Callable[..., Tensor], spatial: int) -> None:
             return function(x, filters, None, stride, padding, output_padding, groups, dilation)
 
         return add(
-            each_sample(input, lambda t: convolve(t, primal(weight)), spatial + 1),
+            each_sample(input, lambda t: convolve(t, primal(weight).to(t.dtype)), spatial + 1),
             _of_weight(convolve, primal(input), weight, groups, 1),
             _of_bias(bias, out.ndim, spatial),
         )
@@ -69,7 +69,7 @@ def _of_weight(
         filters = t.unflatten(1, (groups, -1)).movedim(0, 1).flatten(0, 2)
     else:
         filters = t.movedim(0, 1).flatten(1, 2)
-    result = convolve(x, filters)
+    result = convolve(x.to(filters.dtype), filters)
     channels = 1 if result.ndim == t.ndim - 1 else 0
     apart = result.unflatten(channels, (groups, count, -1))
     return apart.movedim(channels + 1, 0).flatten(channels + 1, channels + 2)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import add, full, primal, scaled
-from multitangent.dual._registry import register_rule
+from multitangent.dual._registry import register_precise, register_rule
 
 
 @register_rule(F.cross_entropy)
@@ -96,3 +96,6 @@ def _refuse_old_reductions(size_average: Any, reduce: Any) -> None:
             "`reduction` should be used where tangents are carried. Found the deprecated "
             "`size_average` or `reduce`. Try `reduction='mean'`, 'sum' or 'none'."
         )
+
+
+register_precise(F.cross_entropy, F.mse_loss)
