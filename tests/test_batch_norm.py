@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from models_for_tests import gradients, relative_error
 from torch import nn
 
-from multitangent.benchmarks._baselines import PythonLoop, VmapJvp
+from models_for_tests import gradients, relative_error
 from multitangent import Activations, ForwardGradient, Normal, SimulatedGradient, StandardBasis
+from multitangent.benchmarks._baselines import PythonLoop, VmapJvp
 
 LOSS = nn.CrossEntropyLoss()
 PERTURB = ["weights", "activations", Activations(share="sample"), Activations(recompute=True)]

@@ -8,9 +8,9 @@ import warnings
 
 import pytest
 import torch
-from models_for_tests import MODELS, build, gradients, relative_error
 from torch import nn
 
+from models_for_tests import MODELS, build, gradients, relative_error
 from multitangent import (
     Activations,
     ForwardGradient,
@@ -51,7 +51,7 @@ def test_tangents_that_are_drawn_again_are_not_kept():
     assert "store_tangents=False" in repr(gradient)
 
 
-@pytest.mark.parametrize("perturb", [Weights(), Activations(), Activations(share="sample")], ids=repr)
+@pytest.mark.parametrize("perturb", [*PERTURBATIONS[:3]], ids=repr)
 @pytest.mark.parametrize(
     ("make", "shape"),
     [

@@ -68,7 +68,7 @@ class CompiledStep:
         if setting.correction != self._correction:
             return None
         kept = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        holds, losses, jvps, gram, own_jvps, own_gram, coefficients, *gradients = self._run(
+        holds, losses, gram, jvps, mixed_gram, coefficients, *gradients = self._run(
             *self._arguments(setting, batch)
         )
         if not bool(holds):
@@ -78,8 +78,8 @@ class CompiledStep:
             return None
         trainable = [p for p in self._parameters.values() if p.requires_grad]
         for parameter, gradient in zip(trainable, gradients, strict=True):
-            accumulate(parameter, gradient)  # type: ignore[arg-type]
-        return Step(losses, Combination(coefficients, own_gram, own_jvps), gram)
+            accumulate(parameter, gradient)
+        return Step(losses, Combination(coefficients, mixed_gram, jvps), gram)
 
     def _arguments(self, setting: Setting, batch: Part) -> list[Tensor]:
         leaves = pytree.tree_leaves((batch.inputs, batch.target))
@@ -135,8 +135,7 @@ class CompiledStep:
             if tensor.requires_grad
         ]
         return [
-            holds, losses, jvps, gram, combined.jvps, combined.gram, combined.coefficients,
-            *gradients,
+            holds, losses, gram, combined.jvps, combined.gram, combined.coefficients, *gradients,
         ]  # fmt: skip
 
 

@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
-from models_for_tests import gradients, relative_error
 from torch import nn
 
+from models_for_tests import gradients, relative_error
 from multitangent import Activations, ForwardGradient, Normal, SimulatedGradient, StandardBasis
 from multitangent.dual import FallbackWarning
 from multitangent.models import resnet18, vision_transformer

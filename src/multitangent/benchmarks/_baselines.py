@@ -73,7 +73,7 @@ def _run(sweep: ActivationSweep, inject: Callable[[Tensor, int], Tensor]) -> Ten
 @contextmanager
 def _frozen(sweep: ActivationSweep) -> Iterator[None]:
     """Batch normalisation with the statistics of the recorded batch, which it does not count."""
-    counting = [
+    counting: list[Any] = [
         module
         for module in sweep.setting.model.modules()
         if getattr(module, "num_batches_tracked", None) is not None

@@ -60,7 +60,7 @@ def share_after_first_site(case: Case, gradient: GradientEstimator) -> float:
     first = _First(counter)
     with torch.no_grad(), counter, observed(gradient._sweep.sites, first):
         case.model(case.x)
-    return 1 - first.before / counter.get_total_flops()
+    return 1 - (first.before or 0) / counter.get_total_flops()
 
 
 class _First(Visitor):

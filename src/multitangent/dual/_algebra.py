@@ -93,4 +93,5 @@ def each_sample(x: Any, function: Callable[[Tensor], Tensor], ndim: int) -> Tens
     t = full(x, *range(-ndim, 0))
     if t.ndim == ndim + 1:
         return function(t)
-    return function(t.flatten(0, 1)).unflatten(0, t.shape[:2])
+    result = function(t.flatten(0, 1))
+    return result.reshape(*t.shape[:2], *result.shape[1:])

@@ -51,7 +51,7 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         tangents = rule(out, *args, **kwargs)
     if func in VIEWS:
         return _as_views(out, tangents, rule, args, kwargs)
-    return _pair(out, _carried(func, tangents, args), args[0] if args else None)
+    return _pair(out, tangents, args[0] if args else None, _carried_type(func, args))
 
 
 def result_of(
@@ -59,23 +59,18 @@ def result_of(
 ) -> Any:
     """What a function returns whose primal is known already."""
     with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
-        return _pair(out, _carried(func, RULES[func](out, *args, **kwargs), args), None)
+        return _pair(out, RULES[func](out, *args, **kwargs), None, _carried_type(func, args))
 
 
-def _carried(func: Callable[..., Any], tangents: Any, args: tuple[Any, ...]) -> Any:
-    """Tangents in the type in which those of the arguments are carried, if that is one of its own.
+def _carried_type(func: Callable[..., Any], args: tuple[Any, ...]) -> torch.dtype | None:
+    """The type in which the arguments' tangents are carried, if that is not their primal's.
 
     Losses are left in full precision: what they return is summed up over the samples.
     """
     source = args[0] if args and type(args[0]) is DualTensor else next(find_duals(args), None)
     if source is None or not source.is_mixed or func in PRECISE:
-        return tangents
-    dtype = source.tangents.dtype
-    if isinstance(tangents, Tensor):
-        return carried(tangents, dtype)
-    if isinstance(tangents, (tuple, list)):
-        return [carried(t, dtype) if isinstance(t, Tensor) else t for t in tangents]
-    return tangents
+        return None
+    return source.tangents.dtype
 
 
 def _attribute(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -90,7 +85,7 @@ def _attribute(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     return value
 
 
-def _pair(out: Any, tangents: Any, source: Any) -> Any:
+def _pair(out: Any, tangents: Any, source: Any, dtype: torch.dtype | None) -> Any:
     """Dual tensors from primals and their tangents, one or a sequence of them."""
     if tangents is None:
         return out
@@ -100,8 +95,10 @@ def _pair(out: Any, tangents: Any, source: Any) -> Any:
                 f"A rule should return tangents of shape [K, *{list(out.shape)}]. Found "
                 f"{list(tangents.shape)}."
             )
+        if isinstance(tangents, Tensor):
+            tangents = carried(tangents, out.dtype if dtype is None else dtype)
         return make_result(out, tangents, source)
-    items = [_pair(o, t, source) for o, t in zip(out, tangents, strict=True)]
+    items = [_pair(o, t, source, dtype) for o, t in zip(out, tangents, strict=True)]
     return tuple(items) if type(out) is tuple else type(out)(items)
 
 
@@ -110,7 +107,7 @@ def _as_views(
 ) -> Any:
     parent, *rest = args
     if type(parent) is not DualTensor:
-        return _pair(out, tangents, None)
+        return _pair(out, tangents, None, None)
 
     def view(item: Tensor, tangent: Tensor, index: int | None) -> Any:
         if item is parent.primal:

@@ -97,7 +97,7 @@ class DualTensor(Tensor):
         stored = self._tangents
         if isinstance(stored, Tensor):
             return stored
-        if type(stored) is Product:
+        if isinstance(stored, Product):
             self._tangents = product = stored.computed()
             return product
         return stored()
@@ -220,9 +220,8 @@ def make_result(primal: Tensor, tangents: Tensor | Product, source: Any) -> Dual
     if type(tangents) is Product:
         return _make(primal, tangents)
     assert isinstance(tangents, Tensor)
-    if type(source) is DualTensor:
-        if primal._is_view() and shares_memory(primal, source._primal):
-            return make_view(primal, tangents, source, None)
+    if type(source) is DualTensor and primal._is_view() and shares_memory(primal, source._primal):
+        return make_view(primal, tangents, source, None)
     return make_dual(primal, tangents)
 
 

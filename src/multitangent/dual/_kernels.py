@@ -1,7 +1,7 @@
 """The products that most of the time goes into, by the fastest kernel at hand.
 
-On a CPU `F.linear` calls the BLAS library. For matrices of many rows and few columns, or the reverse,
-as tangents and batches have, oneDNN is up to twice as fast where PyTorch has it.
+On a CPU `F.linear` calls the BLAS library. For matrices of many rows and few columns, or the
+reverse, as tangents and batches have, oneDNN is up to twice as fast where PyTorch has it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def recorded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     if not _pays(x, weight) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
-        product: Tensor = _Linear.apply(x, weight, bias)
+        product: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return product
     return linear(x, weight, bias)
 
@@ -96,7 +96,7 @@ def _shape_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _find_onednn_linear() -> Any:
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 

@@ -141,16 +141,24 @@ class PartOfBatch(TorchFunctionMode):
         return torch.rand(shape, generator=generator, device=like.device)
 
     def _attention(
-        self, func: Callable[..., Any], *args: Any, dropout_p: float = 0.0, **kwargs: Any
+        self,
+        func: Callable[..., Any],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
     ) -> Any:
+        if dropout_p == 0:
+            return func(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
         from multitangent.dual._rules.attention import attention_with_dropout
 
-        if len(args) > 4:
-            args, dropout_p, kwargs["is_causal"] = args[:4], args[4], (*args, False)[5]
-        if dropout_p == 0:
-            return func(*args, **kwargs)
         with self:
-            return attention_with_dropout(*args, dropout_p=dropout_p, **kwargs)
+            return attention_with_dropout(
+                query, key, value, attn_mask, dropout_p, is_causal, **kwargs
+            )
 
     def _batch_norm(
         self,
@@ -177,9 +185,9 @@ class PartOfBatch(TorchFunctionMode):
         if self.rows.stop - self.rows.start < self.batch_size:
             raise NotImplementedError(
                 "Batch normalisation in training mode should be a module, such as nn.BatchNorm2d, "
-                "where weights are perturbed in micro-batches: it needs the statistics of the whole "
-                "batch. Found a call of batch_norm elsewhere. Try `micro_batch` as large as the "
-                "batch."
+                "where weights are perturbed in micro-batches: it needs the statistics of the "
+                "whole batch. Found a call of batch_norm elsewhere. Try `micro_batch` as large as "
+                "the batch."
             )
         if self.recorded is None:
             return func(input, running_mean, running_var, *rest)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from multitangent._batch import Part, call_model
 from multitangent.dual import DualTensor, PartOfBatch, Primals, add_to, primal
@@ -83,9 +83,7 @@ class ActivationSweep:
         """Directional derivatives ``[K, B]``, in micro-batches, of what was recorded."""
         jvps = []
         for part in self.batch.split(self.setting.micro_batch):
-            injector = _Injector(
-                lambda value, name, part=part: self._inject_rows(value, name, part.rows)
-            )
+            injector = _Injector(partial(self._inject_rows, part.rows))
             with (
                 torch.no_grad(),
                 self.setting.part_of_batch(
@@ -146,7 +144,7 @@ class ActivationSweep:
                 output = self._without_last_injection(output)
             return setting.losses(output, batch)
 
-    def _inject_rows(self, value: Tensor, name: str, rows: slice) -> Tensor:
+    def _inject_rows(self, rows: slice, value: Tensor, name: str) -> Tensor:
         block = self.tangents.blocks.get(name)  # none at the output, if that is exact
         return value if block is None else _inject(value, block.rows(rows))
 

@@ -16,7 +16,6 @@ from multitangent.dual import DualTensor, PartOfBatch, Primals, Statistics
 from multitangent.perturbation._sites import Site
 from multitangent.tangents import Block, Request, Stream, Tangents, TangentSource
 
-
 Recorded = list[tuple[Tensor, Tensor]]  # mean and variance of every batch normalisation
 
 
@@ -122,7 +121,7 @@ class Setting:
 @contextmanager
 def _counts_kept(model: nn.Module) -> Iterator[None]:
     """Batch normalisation counts its batches; a batch that runs again is the same one."""
-    counters = [m.num_batches_tracked for m in model.modules() if counts_batches(m)]
+    counters: list[Any] = [m.num_batches_tracked for m in model.modules() if counts_batches(m)]
     before = [counter.clone() for counter in counters]
     try:
         yield

@@ -21,7 +21,7 @@ from multitangent.perturbation._setting import (
     split_dual,
 )
 from multitangent.perturbation._sites import Site
-from multitangent.tangents import Tangents
+from multitangent.tangents import Block, Tangents
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,10 @@ def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str,
     return chosen
 
 
+def _dual(parameter: nn.Parameter, block: Block) -> DualTensor:
+    return DualTensor.drawn(parameter.detach(), lambda: block.rows()[:, 0])
+
+
 class _WeightSweep:
     """A batch, all its micro-batches with one set of tangents of the parameters."""
 
@@ -107,10 +111,8 @@ class _WeightSweep:
             self._record_statistics()
             statistics = "hold"
         duals: dict[str, Tensor] = {
-            name: DualTensor.drawn(parameter.detach(), lambda block=block: block.rows()[:, 0])
-            for (name, parameter), block in zip(
-                self._parameters.items(), self.tangents.blocks.values(), strict=True
-            )
+            name: _dual(parameter, self.tangents.blocks[name])
+            for name, parameter in self._parameters.items()
         }
         values, jvps = [], []
         for part in parts:

@@ -151,12 +151,8 @@ def multi_head_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """What `nn.MultiheadAttention` computes, in functions that have rules.
 
-    Args:
-        query: ``[T, B, embed]`` or ``[T, embed]``, key and value ``[S, ...]``; the other arguments
-            are those of `torch.nn.functional.multi_head_attention_forward`.
-
-    Returns:
-        The output in the shape of `query`, and the weights of attention if they are needed.
+    The arguments are those of `torch.nn.functional.multi_head_attention_forward`; it returns the
+    output in the shape of `query`, and the weights of attention if they are needed.
     """
     if query.ndim == 2:  # one sample
         out, weights = multi_head_attention(
@@ -174,7 +170,7 @@ def multi_head_attention(
             "them. Try to call the projections yourself."
         )
     if use_separate_proj_weight:
-        filters = [q_proj_weight, k_proj_weight, v_proj_weight]
+        filters: list[Any] = [q_proj_weight, k_proj_weight, v_proj_weight]
     else:
         assert in_proj_weight is not None
         filters = list(in_proj_weight.chunk(3))
@@ -188,7 +184,7 @@ def multi_head_attention(
         k = torch.cat([k, bias_k.expand(1, batch, -1)])
         v = torch.cat([v, bias_v.expand(1, batch, -1)])
         extra += 1
-    q, k, v = (x.unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3) for x in (q, k, v))
+    q, k, v = (x.view(*x.shape[:2], num_heads, -1).permute(1, 2, 0, 3) for x in (q, k, v))
     if add_zero_attn:
         k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
         extra += 1
@@ -213,7 +209,7 @@ def _masks(
     """Both masks as one, added to the scores ``[B, heads, T, S]``."""
     total = None
     if mask is not None:
-        mask = mask.unflatten(0, (-1, heads)) if mask.ndim == 3 else mask
+        mask = mask.view(-1, heads, *mask.shape[1:]) if mask.ndim == 3 else mask
         total = _added(mask, q)
     if padding is not None:
         of_padding = _added(padding, q)[:, None, None, :]

@@ -64,15 +64,18 @@ def _of_weight(
     t = full_tangents(weight)  # [K, out, in / groups, ...], or [K, in, out / groups, ...]
     if t is None:
         return None
-    count = t.shape[0]
+    count, shape = t.shape[0], t.shape[2:]
     if outputs == 0:  # channels stand group by group, so the K of a group stand together
-        filters = t.unflatten(1, (groups, -1)).movedim(0, 1).flatten(0, 2)
+        apart = t.reshape(count, groups, -1, *shape).transpose(0, 1)
+        filters = apart.reshape(-1, *shape)
     else:
-        filters = t.movedim(0, 1).flatten(1, 2)
+        filters = t.transpose(0, 1).flatten(1, 2)
     result = convolve(x.to(filters.dtype), filters)
-    channels = 1 if result.ndim == t.ndim - 1 else 0
-    apart = result.unflatten(channels, (groups, count, -1))
-    return apart.movedim(channels + 1, 0).flatten(channels + 1, channels + 2)
+    lead, spatial = result.shape[: -len(shape)], result.shape[1 - len(shape) :]
+    lead = result.shape[: result.ndim - len(shape)]
+    grouped = result.reshape(*lead, groups, count, -1, *spatial)
+    axis = len(lead) + 1
+    return grouped.movedim(axis, 0).flatten(axis, axis + 1)
 
 
 def _of_bias(bias: Any, ndim: int, spatial: int) -> Tensor | None:

@@ -96,13 +96,14 @@ def _group_norm(
     *unused: Any,
 ) -> Tensor:
     x = primal(input)
-    groups = x.unflatten(1, (num_groups, -1)).flatten(2)  # [B, groups, rest]
+    groups = x.reshape(len(x), num_groups, -1)
     var, mean = torch.var_mean(groups, 2, correction=0, keepdim=True)
     spread = (var + eps).rsqrt()
     standard = (groups - mean) * spread
     through = None
     if type(input) is DualTensor:
-        t = full(input, *range(1, x.ndim)).unflatten(2, (num_groups, -1)).flatten(3)
+        t = full(input, *range(1, x.ndim))
+        t = t.reshape(*t.shape[:2], num_groups, -1)
         through = _standardized(t, standard, spread, [-1])
         through = through.reshape(*through.shape[:2], *x.shape[1:])
         through = through if weight is None else through * _channels(primal(weight), x.ndim)

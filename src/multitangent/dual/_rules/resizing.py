@@ -17,7 +17,7 @@ def _pad(
     out: Tensor, input: Any, pad: Any, mode: str = "constant", value: float | None = None
 ) -> Tensor | None:
     if mode == "constant":
-        padded = [axis for axis in range(-(len(pad) // 2), 0)]
+        padded = range(-(len(pad) // 2), 0)
         return F.pad(full(input, *padded), pad)
     spatial = len(pad) // 2
     return each_sample(input, lambda t: F.pad(t, pad, mode), spatial + 1)

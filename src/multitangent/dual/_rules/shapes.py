@@ -183,7 +183,8 @@ def _flip(out: Tensor, x: Any, *dims: Any) -> Tensor:
 @register_rule(torch.roll, Tensor.roll)
 def _roll(out: Tensor, x: Any, shifts: Any, dims: Any = None) -> Tensor:
     if dims is None:
-        return full(x).flatten(1).roll(shifts, 1).unflatten(1, out.shape)
+        t = full(x)
+        return t.flatten(1).roll(shifts, 1).reshape(t.shape)
     axes = [_axis(x, dim) for dim in ([dims] if isinstance(dims, int) else dims)]
     return full(x, *[axis - 1 for axis in axes]).roll(shifts, axes)
 
