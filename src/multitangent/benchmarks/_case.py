@@ -98,3 +98,9 @@ def baselines(config: BenchConfig, case: Case) -> dict[str, GradientEstimator]:
         "python_loop": make_gradient(config, case, PythonLoop),
         "vmap_jvp": make_gradient(config, case, VmapJvp),
     }
+
+
+def gradient_of(case: Case) -> Tensor:
+    """The gradient of all parameters as one vector, in float64."""
+    found = [p.grad.flatten() for p in case.model.parameters() if p.grad is not None]
+    return torch.cat(found).double()

@@ -16,6 +16,7 @@ from multitangent.benchmarks._memory import measure_memory
 from multitangent.benchmarks._plots import draw_cosines, draw_tangents
 from multitangent.benchmarks._provenance import provenance
 from multitangent.benchmarks._push import time_push
+from multitangent.benchmarks._statistics import compare_statistics
 from multitangent.benchmarks._step import time_step
 from multitangent.benchmarks.config import BenchConfig
 
@@ -23,6 +24,7 @@ _FIGURES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {
     "step": time_step,
     "push": time_push,
     "memory": measure_memory,
+    "statistics": compare_statistics,
 }
 _CURVES = {
     "tangents": (curve_of_tangents, draw_tangents),

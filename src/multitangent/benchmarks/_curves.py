@@ -6,10 +6,9 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from multitangent.benchmarks._case import Case, baselines, make_case, make_gradient
+from multitangent.benchmarks._case import Case, baselines, gradient_of, make_case, make_gradient
 from multitangent.benchmarks._memory import measure_memory
 from multitangent.benchmarks._timing import interleaved, medians, ratio
 from multitangent.benchmarks.config import BenchConfig
@@ -44,7 +43,7 @@ def curve_of_cosines(config: BenchConfig) -> list[dict[str, Any]]:
     """
     case = make_case(config)
     case.backpropagation()
-    true = _gradient(case)
+    true = gradient_of(case)
     shares: tuple[Literal["batch", "sample"], ...] = ("batch", "sample")
     rows = []
     for share in shares:
@@ -59,7 +58,7 @@ def _accuracy(config: BenchConfig, case: Case, true: Tensor) -> dict[str, float]
 
     def note(name: str) -> None:
         if name == "forward_gradient":
-            found = _gradient(case)
+            found = gradient_of(case)
             squares.append(float((found @ true) ** 2 / (found @ found) / (true @ true)))
 
     methods = {
@@ -70,8 +69,3 @@ def _accuracy(config: BenchConfig, case: Case, true: Tensor) -> dict[str, float]
     cosine = fmean(squares)
     per_ms = cosine / times["forward_gradient_ms"]
     return {"squared_cosine": cosine, **times, "squared_cosine_per_ms": per_ms}
-
-
-def _gradient(case: Case) -> Tensor:
-    found = torch.cat([p.grad.flatten() for p in case.model.parameters() if p.grad is not None])
-    return found.double()

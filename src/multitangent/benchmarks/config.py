@@ -13,10 +13,12 @@ from tyro.conf import Positional, Suppress
 class BenchConfig:
     """Measure speed and memory, as ratios within one run."""
 
-    measure: Positional[Literal["step", "push", "memory", "tangents", "cosine"]] = "step"
+    measure: Positional[Literal["step", "push", "memory", "tangents", "cosine", "statistics"]] = (
+        "step"
+    )
     """step: the time of the whole step, from batch to gradients. push: of the sweep alone. memory:
     the peak of a step. tangents: time and memory against K. cosine: what the time buys, the squared
-    cosine with the true gradient."""
+    cosine with the true gradient. statistics: how far frozen batch statistics are from coupled."""
     model: Literal["fc", "resnet18", "vit"] = "fc"
     """The paper's networks: fully-connected and vision transformer on MNIST's shapes, ResNet18 on
     those of CIFAR-10."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multitangent._batch import Part, call_model
-from multitangent.dual import DualTensor, PartOfBatch, Primals, add_to, primal
+from multitangent.dual import DualTensor, PartOfBatch, Primals, Statistics, add_to, primal
 from multitangent.perturbation._pull import LocalPull
 from multitangent.perturbation._setting import Recorded, Setting, split_dual
 from multitangent.perturbation._sites import Site, Visitor, observed
@@ -96,7 +96,7 @@ class ActivationSweep:
             jvps.append(split_dual(losses, part.size)[1])
         return torch.cat(jvps, 1)
 
-    def backpropagate(self, statistics: Literal["hold", "couple"]) -> tuple[Tensor, Tensor]:
+    def backpropagate(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         losses = self.record()
         gradients = self._true_gradients(statistics)
         jvps = sum(
@@ -109,7 +109,17 @@ class ActivationSweep:
         return losses, jvps
 
     def pull(self, coefficients: Tensor) -> None:
-        gradients = self.tangents.combine(coefficients)
+        self._pull_locally(self.tangents.combine(coefficients))
+
+    def pull_exact(self, statistics: Statistics) -> Tensor:
+        """What infinitely many tangents would give, from backpropagation; returns the losses."""
+        losses = self.record()
+        gradients = dict(zip(self.tangents.blocks, self._true_gradients(statistics), strict=True))
+        self._pull_locally(gradients)
+        return losses
+
+    def _pull_locally(self, gradients: dict[str, Tensor]) -> None:
+        """From the gradients of the sites' outputs to those of their parameters."""
         if self._exact_output:
             assert self._last is not None
             gradients[self._last.name] = self._gradient_of_output(primal(self._last.before))
@@ -183,7 +193,7 @@ class ActivationSweep:
             output = output.detach().requires_grad_()
             return torch.autograd.grad(self.setting.losses(output, self.batch).sum(), output)[0]
 
-    def _true_gradients(self, statistics: Literal["hold", "couple"]) -> list[Tensor]:
+    def _true_gradients(self, statistics: Statistics) -> list[Tensor]:
         """The gradients with respect to all perturbed values, by backpropagation."""
         offsets: list[Tensor] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ class Sweep(Protocol):
     def push(self) -> tuple[Tensor, Tensor]:
         """Losses ``[B]`` and directional derivatives ``[K]`` or ``[K, B]``, in forward mode."""
 
-    def backpropagate(self, statistics: Literal["hold", "couple"]) -> tuple[Tensor, Tensor]:
+    def backpropagate(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         """The same from backpropagation."""
 
     def pull(self, coefficients: Tensor) -> None:

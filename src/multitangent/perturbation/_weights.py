@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +131,7 @@ class _WeightSweep:
             call_model(self._setting.model, self._batch.inputs)
 
     @torch.enable_grad()
-    def backpropagate(self, statistics: Literal["hold", "couple"]) -> tuple[Tensor, Tensor]:
+    def backpropagate(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         self._record_statistics()
         copies = {n: p.detach().requires_grad_() for n, p in self._parameters.items()}
         args, kwargs = arguments(self._batch.inputs)
