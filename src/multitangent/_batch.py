@@ -103,3 +103,10 @@ def _describe(inputs: Any) -> str:
     if isinstance(inputs, Tensor):
         return f"a tensor of shape {list(inputs.shape)}"
     return f"a {type(inputs).__name__}"
+
+
+def shapes(batch: Part) -> Any:
+    """The shapes, types and devices of a batch, to tell one kind of batch from another."""
+    leaves, structure = pytree.tree_flatten((batch.inputs, batch.target))
+    kinds = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else repr(v) for v in leaves]
+    return tuple(kinds), structure

@@ -17,17 +17,10 @@ from multitangent._batch import Part
 from multitangent._coefficients import Combination
 from multitangent._conditions import assumed
 from multitangent.perturbation import Setting, accumulate
-from multitangent.tangents import Block, Request, TangentSource
+from multitangent.tangents import Block, Request, Stream, TangentSource
 
 if TYPE_CHECKING:
     from multitangent._estimator import GradientEstimator
-
-
-def signature(batch: Part) -> Any:
-    """What a graph is made for: the shapes and types of a batch."""
-    leaves, structure = pytree.tree_flatten((batch.inputs, batch.target))
-    kinds = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else v for v in leaves]
-    return str((kinds, structure))
 
 
 class Step(NamedTuple):
@@ -43,7 +36,8 @@ class CompiledStep:
 
     Tangents are drawn outside of the graph. What a step checks on the way, such as that all values
     are finite, is assumed by the graph and reported by it; where it does not hold the step is
-    done again without the graph.
+    done again without the graph. What the model keeps outside of its parameters and buffers, such
+    as a number in an attribute, is part of the graph.
 
     Args:
         estimator: Whose step it is.
@@ -179,13 +173,13 @@ def compiled_step(
     The test compares losses, gradients and buffers with those of the step as it is written, with
     other random numbers than those of the trace: what should vary from step to step must.
     """
-    other = replace(setting, stream=replace_step(setting))
+    other = replace(setting, stream=_next_stream(setting))
     state = _State(estimator)
     try:
         step = CompiledStep(estimator, setting, batch)
         expected = state.after(lambda: estimator._eager(other, batch))
         found = state.after(lambda: step(other, batch))
-    except Exception as error:  # whatever the compiler cannot do
+    except Exception as error:  # what the compiler can not do; the user's own errors come again
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     else:
         worst = max(_difference(a, b) for a, b in zip(found, expected, strict=True))
@@ -203,9 +197,8 @@ def compiled_step(
 _TOLERANCE = 1e-3
 
 
-def replace_step(setting: Setting) -> Any:
-    """The stream of another step."""
-    return type(setting.stream)(setting.stream.seed, setting.stream.step + 1)
+def _next_stream(setting: Setting) -> Stream:
+    return Stream(setting.stream.seed, setting.stream.step + 1)
 
 
 class _State:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from multitangent._batch import Part, whole
+from multitangent._batch import Part, shapes, whole
 from multitangent._coefficients import Combination, combination
-from multitangent._compiled import CompiledStep, Step, compiled_step, signature
+from multitangent._compiled import CompiledStep, Step, compiled_step
 from multitangent._diagnostics import Diagnostics, diagnose
 from multitangent._per_sample_loss import PerSampleLoss
 from multitangent.aggregation import Aggregator, Projection
@@ -25,6 +25,7 @@ from multitangent.perturbation import (
     Sweep,
     Weights,
     micro_batch_size,
+    normalizes_batches,
 )
 from multitangent.tangents import Normal, Stream, TangentSource
 
@@ -57,7 +58,7 @@ class GradientEstimator(ABC):
         self.tangent_dtype = tangent_dtype
         self.compile = compile
         self.step = 0
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[Any, int] = {}
         self._graphs: dict[Any, CompiledStep | None] = {}
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
         self._per_sample = PerSampleLoss(loss)
@@ -96,7 +97,7 @@ class GradientEstimator(ABC):
         """One step, compiled if that is wanted and possible."""
         setting = self._setting(batch)
         if self.compile:
-            key = signature(batch)
+            key = self._signature(batch)
             at_once = replace(setting, micro_batch=batch.size)
             if key not in self._graphs:
                 self._graphs[key] = compiled_step(self, at_once, batch)
@@ -104,6 +105,12 @@ class GradientEstimator(ABC):
             if graph is not None and (step := graph(at_once, batch)) is not None:
                 return step
         return self._eager(setting, batch)
+
+    def _signature(self, batch: Part) -> Any:
+        """What a graph is made for."""
+        modes = tuple(module.training for module in self.model.modules())
+        parts = self.tangents, self.aggregator, self.perturb, self.tangent_dtype
+        return shapes(batch), modes, repr(parts), torch.is_autocast_enabled("cpu")
 
     def _eager(self, setting: Setting, batch: Part) -> Step:
         sweep, losses, jvps = self._differentiated(setting, batch)
@@ -119,6 +126,8 @@ class GradientEstimator(ABC):
 
     def _differentiated(self, setting: Setting, batch: Part) -> tuple[Sweep, Tensor, Tensor]:
         """The sweep of a batch, its losses and directional derivatives."""
+        statistics = [b for m in self.model.modules() if normalizes_batches(m) for b in m.buffers()]
+        before = [buffer.clone() for buffer in statistics]
         while True:
             sweep = self._sweep(setting, batch)
             try:
@@ -134,7 +143,9 @@ class GradientEstimator(ABC):
                 f"on with {half}.",
                 stacklevel=5,
             )
-            self._sizes[batch.size] = half
+            self._sizes[shapes(batch)] = half
+            for buffer, value in zip(statistics, before, strict=True):
+                buffer.copy_(value)
             setting = replace(setting, micro_batch=half)
 
     def _setting(self, batch: Part) -> Setting:
@@ -149,19 +160,20 @@ class GradientEstimator(ABC):
             store_tangents=self.store_tangents,
             tangent_dtype=self.tangent_dtype,
         )
-        if batch.size not in self._sizes:
-            self._sizes[batch.size] = (
+        key = shapes(batch)
+        if key not in self._sizes:
+            self._sizes[key] = (
                 micro_batch_size(setting, batch, self._sweep.sites)
                 if self.micro_batch == "auto"
                 else min(self.micro_batch, batch.size)
             )
-        return replace(setting, micro_batch=self._sizes[batch.size])
+        return replace(setting, micro_batch=self._sizes[key])
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
         self._parameters = list(self.model.parameters())
         self._trainable = [p.requires_grad for p in self._parameters]
-        self._graphs = {}
+        self._sizes, self._graphs = {}, {}
         self._sweep = self.perturb.bind(self.model)
 
     def _options(self) -> str:

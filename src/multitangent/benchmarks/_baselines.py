@@ -83,7 +83,8 @@ def _frozen(sweep: ActivationSweep) -> Iterator[None]:
         module.num_batches_tracked = None
     try:
         # Fused attention has no forward derivative.
-        held = sweep.setting.part_of_batch(sweep.batch, "hold", recorded=sweep.recorded)
+        recorded = sweep.recorded.to_differentiate()
+        held = sweep.setting.part_of_batch(sweep.batch, "hold", recorded=recorded)
         with held, sdpa_kernel(SDPBackend.MATH):
             yield
     finally:

@@ -19,6 +19,7 @@ from multitangent.benchmarks._push import time_push
 from multitangent.benchmarks._statistics import compare_statistics
 from multitangent.benchmarks._step import time_step
 from multitangent.benchmarks.config import BenchConfig
+from multitangent.training._errors import ConfigError
 
 _FIGURES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {
     "step": time_step,
@@ -34,6 +35,7 @@ _CURVES = {
 
 def run_bench(config: BenchConfig, *, json: bool) -> dict[str, Any]:
     """Measures, writes what `config.out` asks for, and prints one line a figure unless `json`."""
+    _check(config)
     if config.keep_memory:
         keep_freed_memory()
     result = _settings(config)
@@ -57,6 +59,16 @@ def run_bench(config: BenchConfig, *, json: bool) -> dict[str, Any]:
     if not json:
         print("\n".join(lines))
     return result
+
+
+def _check(config: BenchConfig) -> None:
+    measured = {"compile": ("step", "cosine"), "keep_memory": ("step", "push", "cosine")}
+    for option, measures in measured.items():
+        if getattr(config, option) and config.measure not in measures:
+            raise ConfigError(
+                f"`{option}` should go with {' or '.join(measures)}. Found {config.measure}, which "
+                "does not measure it."
+            )
 
 
 def _settings(config: BenchConfig) -> dict[str, Any]:

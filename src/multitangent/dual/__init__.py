@@ -11,13 +11,13 @@ from multitangent.dual._registry import (
     register_composite,
     register_rule,
 )
-from multitangent.dual._reuse import Primals
+from multitangent.dual._reuse import Recorded
 
 __all__ = [
     "DualTensor",
     "FallbackWarning",
     "PartOfBatch",
-    "Primals",
+    "Recorded",
     "Statistics",
     "add",
     "add_to",

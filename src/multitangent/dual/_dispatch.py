@@ -68,9 +68,7 @@ def _carried_type(func: Callable[..., Any], args: tuple[Any, ...]) -> torch.dtyp
     Losses are left in full precision: what they return is summed up over the samples.
     """
     source = args[0] if args and type(args[0]) is DualTensor else next(find_duals(args), None)
-    if source is None or not source.is_mixed or func in PRECISE:
-        return None
-    return source.tangents.dtype
+    return None if source is None or func in PRECISE else source.carried_type
 
 
 def _attribute(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -95,8 +93,11 @@ def _pair(out: Any, tangents: Any, source: Any, dtype: torch.dtype | None) -> An
                 f"A rule should return tangents of shape [K, *{list(out.shape)}]. Found "
                 f"{list(tangents.shape)}."
             )
+        dtype = out.dtype if dtype is None else dtype
+        if type(tangents) is Product and tangents.tangents.dtype is not dtype:
+            tangents = tangents.tangents * tangents.factor
         if isinstance(tangents, Tensor):
-            tangents = carried(tangents, out.dtype if dtype is None else dtype)
+            tangents = carried(tangents, dtype)
         return make_result(out, tangents, source)
     items = [_pair(o, t, source, dtype) for o, t in zip(out, tangents, strict=True)]
     return tuple(items) if type(out) is tuple else type(out)(items)
@@ -177,10 +178,11 @@ def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             f"{function_name(func)} should keep the shape of its target in place. Found "
             f"{list(target.primal.shape)} becoming {list(result.shape)}. Try it out of place."
         )
+    tangents = result.tangents if type(result) is DualTensor else None
     target.primal.copy_(primals(result))
     with torch.no_grad():
-        if type(result) is DualTensor:
-            target.write(result.tangents)
+        if tangents is not None:
+            target.write(tangents)
         else:
             target.write(target.tangents.new_zeros(0, *[1] * target.primal.ndim))
     return target

@@ -16,7 +16,7 @@ class Product:
 
     Args:
         tangents: ``[K, *shape]``, axes of size 1 where constant.
-        factor: ``[*shape]``, or what broadcasts with it.
+        factor: ``[*shape]``, or what broadcasts with it; a tensor that nobody else writes into.
     """
 
     __slots__ = ("factor", "tangents")
@@ -69,6 +69,7 @@ class DualTensor(Tensor):
     _replay: Callable[[Tensor], Tensor] | None
     _writes: list[int]
     _seen: int
+    _carried: torch.dtype
 
     @staticmethod
     def __new__(cls, primal: Tensor, tangents: Tensor) -> DualTensor:
@@ -79,9 +80,19 @@ class DualTensor(Tensor):
         super().__init__()
 
     @classmethod
-    def drawn(cls, primal: Tensor, draw: Callable[[], Tensor]) -> DualTensor:
-        """A dual tensor whose tangents are drawn whenever they are used, and never kept."""
-        return _make(primal, draw)
+    def drawn(
+        cls, primal: Tensor, draw: Callable[[], Tensor], dtype: torch.dtype | None = None
+    ) -> DualTensor:
+        """A dual tensor whose tangents are drawn whenever they are used, and never kept.
+
+        Args:
+            primal: The value.
+            draw: Returns the tangents.
+            dtype: Their type, by default the primal's.
+        """
+        dual = _make(primal, draw)
+        dual._carried = primal.dtype if dtype is None else dtype
+        return dual
 
     @property
     def primal(self) -> Tensor:
@@ -111,17 +122,14 @@ class DualTensor(Tensor):
         return self.tangents, None
 
     @property
-    def is_mixed(self) -> bool:
-        """Whether tangents are carried in another type than the primal's."""
-        stored = self._tangents
-        stored = stored.tangents if type(stored) is Product else stored
-        return isinstance(stored, Tensor) and stored.dtype is not self._primal.dtype
+    def carried_type(self) -> torch.dtype | None:
+        """The type of the tangents, if it is not the primal's."""
+        return None if self._carried is self._primal.dtype else self._carried
 
     def detached(self) -> DualTensor:
         """The same tangents of a primal without its graph."""
-        return _make(
-            self._primal.detach(), self._tangents if self._parent is None else self.tangents
-        )
+        tangents = self._tangents if self._parent is None else self.tangents
+        return _make(self._primal.detach(), tangents)
 
     def write(self, tangents: Tensor) -> None:
         """Replace the tangents after the primal changed in place, through all views."""
@@ -133,7 +141,7 @@ class DualTensor(Tensor):
             grown = with_rows(expanded(self._parent), tangents.shape[0]).clone(
                 memory_format=torch.contiguous_format
             )
-            self._again(grown).copy_(tangents)
+            self._again(grown).copy_(with_rows(tangents, len(grown)))
             self._parent._set(grown)
         self._tangents = tangents
         self._seen = self._writes[0]
@@ -192,6 +200,11 @@ def _make(primal: Tensor, tangents: Tensor | Product | Callable[[], Tensor]) -> 
     dual._replay = None
     dual._writes = [0]
     dual._seen = 0
+    dual._carried = primal.dtype
+    if isinstance(tangents, Tensor):
+        dual._carried = tangents.dtype
+    elif type(tangents) is Product:
+        dual._carried = tangents.tangents.dtype
     return dual
 
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from multitangent.dual._dispatch import result_of
 from multitangent.dual._kernels import FASTER
 from multitangent.dual._registry import COMPOSITES, function_name, is_query
-from multitangent.dual._reuse import EXPENSIVE, Primals
+from multitangent.dual._reuse import EXPENSIVE, Primals, Recorded
 
 _DROPOUT: dict[Callable[..., Any], int] = {  # the axes, after the first, that share a mask
     F.dropout: 0,
@@ -40,9 +40,8 @@ class PartOfBatch(TorchFunctionMode):
         statistics: What batch normalisation in training mode does. ``"update"``: as ever, for the
             whole batch. ``"hold"``: takes mean and variance from `recorded`, as constants.
             ``"couple"``: as ever, but leaves the running averages alone.
-        recorded: Mean and variance of every call of batch normalisation, filled by ``"update"``;
-            ``None`` records nothing.
-        primals: What expensive functions return, filled by ``"update"`` and used by ``"hold"``.
+        recorded: What the whole batch leaves for its parts, filled by ``"update"`` and used by
+            ``"hold"``; ``None`` records nothing.
 
     Attributes:
         calls: How often dropout has been called.
@@ -55,8 +54,7 @@ class PartOfBatch(TorchFunctionMode):
         rows: slice,
         batch_size: int,
         statistics: Statistics = "update",
-        recorded: list[tuple[Tensor, Tensor]] | None = None,
-        primals: Primals | None = None,
+        recorded: Recorded | None = None,
     ) -> None:
         super().__init__()
         self.generator = generator
@@ -64,7 +62,7 @@ class PartOfBatch(TorchFunctionMode):
         self.batch_size = batch_size
         self.statistics = statistics
         self.recorded = recorded
-        self.primals = primals
+        self._primals = None if recorded is None else recorded.primals
         self.calls = 0
         self.between_sites = False
         self._normalizations = 0
@@ -85,8 +83,8 @@ class PartOfBatch(TorchFunctionMode):
         if func in COMPOSITES:
             with self:
                 return COMPOSITES[func](*args, **(kwargs or {}))
-        if self.primals is not None and func in EXPENSIVE and args:
-            return self._expensive(func, types, args, kwargs or {})
+        if self._primals is not None and func in EXPENSIVE and args:
+            return self._expensive(self._primals, func, types, args, kwargs or {})
         return self._call(func, types, args, kwargs or {})
 
     @staticmethod
@@ -97,17 +95,17 @@ class PartOfBatch(TorchFunctionMode):
 
     def _expensive(
         self,
+        primals: Primals,
         func: Callable[..., Any],
         types: Any,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        assert self.primals is not None
         if self.statistics == "update":
             out = self._call(func, types, args, kwargs)
-            self.primals.record(args[0], out)
+            primals.record(args[0], out)
             return out
-        found = self.primals.find(self._expensive_calls, args[0], self.rows, self.batch_size)
+        found = primals.find(self._expensive_calls, args[0], self.rows, self.batch_size)
         self._expensive_calls += 1
         if found is None:
             return self._call(func, types, args, kwargs)
@@ -126,14 +124,28 @@ class PartOfBatch(TorchFunctionMode):
         shape, shared = list(input.shape), _DROPOUT[func]
         if shared:
             shape[-shared:] = [1] * shared
-        count, rest = divmod(input.shape[0], self.rows.stop - self.rows.start)
-        if rest == 0:  # a sample may have several rows, such as one for each head of attention
-            noise = self._noise([count * self.batch_size, *shape[1:]], input)
-            noise = noise[count * self.rows.start : count * self.rows.stop]
-        else:
+        size = self.rows.stop - self.rows.start
+        axis = self._batch_axis(input, size)
+        if axis is None:
             noise = self._noise(shape, input)
+        else:  # a sample may have several rows, such as one for each head of attention
+            count = shape[axis] // size
+            shape[axis] = count * self.batch_size
+            noise = self._noise(shape, input)
+            noise = noise.narrow(axis, count * self.rows.start, count * size)
         mask = (noise >= p).to(input.dtype) * (1 / (1 - p) if p < 1 else 0.0)
         return input.mul_(mask) if inplace else input * mask
+
+    def _batch_axis(self, input: Tensor, size: int) -> int | None:
+        """The axis of the samples: that of the whole batch, else the first that it can be."""
+        known = self.recorded.batch_axes if self.recorded is not None else []
+        if self.statistics == "hold" and self.calls < len(known):
+            return known[self.calls]
+        fitting = (axis for axis, length in enumerate(input.shape) if length % size == 0)
+        axis = next(fitting, None)
+        if self.statistics == "update" and self.recorded is not None:
+            known.append(axis)
+        return axis
 
     def _noise(self, shape: list[int], like: Tensor) -> Tensor:
         generator = self.generator(self.calls, like.device)
@@ -179,7 +191,7 @@ class PartOfBatch(TorchFunctionMode):
             return func(input, None, None, *rest)
         if self.statistics == "hold":
             assert self.recorded is not None
-            mean, var = self.recorded[self._normalizations]
+            mean, var = self.recorded.statistics[self._normalizations]
             self._normalizations += 1
             return func(input, mean, var, weight, bias, False, momentum, eps)
         if self.rows.stop - self.rows.start < self.batch_size:
@@ -194,7 +206,7 @@ class PartOfBatch(TorchFunctionMode):
         out, mean, spread = torch.native_batch_norm(  # which tells its statistics
             input, weight, bias, running_mean, running_var, training, momentum, eps
         )
-        self.recorded.append((mean.detach(), spread.detach().pow(-2) - eps))
+        self.recorded.statistics.append((mean.detach(), spread.detach().pow(-2) - eps))
         return out
 
     def _instance_norm(

@@ -9,6 +9,7 @@ from multitangent.perturbation._setting import (
     Setting,
     Sweep,
     accumulate,
+    normalizes_batches,
 )
 from multitangent.perturbation._sites import Site, Visitor, observed
 from multitangent.perturbation._weights import Weights
@@ -25,5 +26,6 @@ __all__ = [
     "Weights",
     "accumulate",
     "micro_batch_size",
+    "normalizes_batches",
     "observed",
 ]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from multitangent._batch import Part, call_model
-from multitangent.dual import DualTensor, PartOfBatch, Primals, Statistics, add_to, primal
+from multitangent.dual import DualTensor, PartOfBatch, Recorded, Statistics, add_to, primal
 from multitangent.perturbation._pull import LocalPull
-from multitangent.perturbation._setting import Recorded, Setting, split_dual
+from multitangent.perturbation._setting import Setting, split_dual
 from multitangent.perturbation._sites import Site, Visitor, observed
 from multitangent.tangents import Tangents
 
@@ -65,9 +65,8 @@ class ActivationSweep:
         self._recompute = recompute
         self._pull = LocalPull(sites, recompute=recompute)
         self._last: _Injection | None = None
-        self.recorded: Recorded = []
         # Where layers run again for their local step, memory is short.
-        self._primals = None if recompute else Primals()
+        self.recorded = Recorded(reuse=not recompute)
 
     def push(self) -> tuple[Tensor, Tensor]:
         if self.batch.size <= self.setting.micro_batch:
@@ -86,9 +85,7 @@ class ActivationSweep:
             injector = _Injector(partial(self._inject_rows, part.rows))
             with (
                 torch.no_grad(),
-                self.setting.part_of_batch(
-                    part, "hold", recorded=self.recorded, primals=self._primals
-                ),
+                self.setting.part_of_batch(part, "hold", recorded=self.recorded),
             ):
                 with observed(self.sites, injector):
                     output = call_model(self.setting.model, part.inputs)
@@ -140,10 +137,7 @@ class ActivationSweep:
         with (
             torch.no_grad(),
             setting.part_of_batch(
-                batch,
-                "update",
-                recorded=self.recorded if keep else None,
-                primals=self._primals if keep else None,
+                batch, "update", recorded=self.recorded if keep else None
             ) as mode,
         ):
             mode.between_sites = True
@@ -204,7 +198,9 @@ class ActivationSweep:
 
         with (
             torch.enable_grad(),
-            self.setting.part_of_batch(self.batch, statistics, recorded=self.recorded),
+            self.setting.part_of_batch(
+                self.batch, statistics, recorded=self.recorded.to_differentiate()
+            ),
             observed(self.sites, _Injector(watch)),
         ):
             output = call_model(self.setting.model, self.batch.inputs)

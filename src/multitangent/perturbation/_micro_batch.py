@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from multitangent._allocator import prime
 from multitangent._batch import Part, call_model
 from multitangent.perturbation._setting import Setting
 from multitangent.perturbation._sites import Site, Visitor, observed
@@ -46,6 +47,7 @@ def micro_batch_size(setting: Setting, batch: Part, sites: Sequence[Site]) -> in
     fitting = _budget(batch) / max(of_sample, 1)
     if fitting >= batch.size:
         return batch.size
+    prime()
     return 2 ** int(log2(max(fitting, 1)))  # kernels prefer even numbers
 
 

@@ -24,6 +24,7 @@ class _Visit:
     inputs: Any  # what the modules were called with, where they are to run again
     versions: list[int]  # of the input tensors, to notice a write into them
     calls: int  # dropout calls before this run
+    random_state: Tensor | None  # of other random functions
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -46,7 +47,8 @@ class LocalPull:
         if self._recompute:
             inputs = pytree.tree_map(primal, (args, kwargs))
         versions = [t._version for t in _tensors(inputs)]
-        self._visits.append(_Visit(site, inputs, versions, calls))
+        state = torch.get_rng_state() if self._recompute else None
+        self._visits.append(_Visit(site, inputs, versions, calls, state))
         torch.set_grad_enabled(not self._recompute)
 
     def leave(self, name: str, output: Tensor) -> None:
@@ -109,6 +111,8 @@ def _run_again(visit: _Visit) -> dict[str, Tensor]:
             "`recompute=True` needs inputs of layers that stay as they are. Found the input of "
             f"{visit.site.name!r} changed in place after the layer ran. Try `recompute=False`."
         )
+    assert visit.random_state is not None
+    torch.set_rng_state(visit.random_state)
     args, kwargs = visit.inputs
     output = visit.site.modules[0](*args, **kwargs)
     for module in visit.site.modules[1:]:

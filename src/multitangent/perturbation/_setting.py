@@ -9,14 +9,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from multitangent._batch import Part
 from multitangent._per_sample_loss import PerSampleLoss
-from multitangent.dual import DualTensor, PartOfBatch, Primals, Statistics
+from multitangent.dual import DualTensor, PartOfBatch, Recorded, Statistics
 from multitangent.perturbation._sites import Site
 from multitangent.tangents import Block, Request, Stream, Tangents, TangentSource
-
-Recorded = list[tuple[Tensor, Tensor]]  # mean and variance of every batch normalisation
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,6 @@ class Setting:
         statistics: Statistics,
         *,
         recorded: Recorded | None = None,
-        primals: Primals | None = None,
         calls: int = 0,
     ) -> Iterator[PartOfBatch]:
         """Run a part of the batch with the random numbers of this step, whatever the split.
@@ -97,25 +95,33 @@ class Setting:
         Args:
             part: The samples.
             statistics: What batch normalisation in training mode does: see `PartOfBatch`.
-            recorded: Where its statistics are kept or taken from.
-            primals: Where what expensive functions return is kept or taken from.
+            recorded: What the whole batch leaves for its parts.
             calls: How many calls of dropout came before.
         """
 
         def generator(call: int, device: torch.device) -> torch.Generator:
             return self.stream.generator(device, self.stream.key("dropout", call))
 
-        mode = PartOfBatch(generator, part.rows, part.batch_size, statistics, recorded, primals)
-        with torch.random.fork_rng(devices=[]), mode:
+        mode = PartOfBatch(generator, part.rows, part.batch_size, statistics, recorded)
+        device = _device_of(part)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), mode:
             # Other random functions repeat themselves too, for the same split of the batch.
             key = self.stream.key("other", part.rows.start)
             torch.set_rng_state(self.stream.generator(torch.device("cpu"), key).get_state())
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(self.stream.generator(device, key).get_state(), device)
             mode.calls = calls
             if statistics == "update":
                 yield mode
             else:
                 with _counts_kept(self.model):
                     yield mode
+
+
+def _device_of(part: Part) -> torch.device:
+    """The device of the first input."""
+    leaves = pytree.tree_leaves(part.inputs)
+    return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
 
 
 @contextmanager
@@ -133,6 +139,12 @@ def _counts_kept(model: nn.Module) -> Iterator[None]:
 def counts_batches(module: nn.Module) -> bool:
     """Whether a module normalises by its batch's statistics, and counts the batches."""
     return module.training and getattr(module, "num_batches_tracked", None) is not None
+
+
+def normalizes_batches(module: nn.Module) -> bool:
+    """Whether a module normalises by its batch's statistics."""
+    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return batch_norm and (module.training or not module.track_running_stats)
 
 
 class Sweep(Protocol):

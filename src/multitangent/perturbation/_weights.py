@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from multitangent._batch import Part, arguments, call_model
-from multitangent.dual import DualTensor, Statistics
+from multitangent.dual import DualTensor, Recorded, Statistics
 from multitangent.perturbation._setting import (
     BoundPerturbation,
-    Recorded,
     Setting,
     accumulate,
-    counts_batches,
+    normalizes_batches,
     split_dual,
 )
 from multitangent.perturbation._sites import Site
@@ -86,7 +85,7 @@ def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str,
 
 
 def _dual(parameter: nn.Parameter, block: Block) -> DualTensor:
-    return DualTensor.drawn(parameter.detach(), lambda: block.rows()[:, 0])
+    return DualTensor.drawn(parameter.detach(), lambda: block.rows()[:, 0], block.dtype)
 
 
 class _WeightSweep:
@@ -97,7 +96,7 @@ class _WeightSweep:
         self._setting = setting
         self._batch = batch
         self._parameters = parameters
-        self._recorded: Recorded = []
+        self._recorded = Recorded(reuse=False)
         for name, parameter in parameters.items():
             setting.draw(self.tangents, name, parameter.detach(), tuple(parameter.shape), None)
 
@@ -106,7 +105,7 @@ class _WeightSweep:
         model, setting = self._setting.model, self._setting
         parts = list(self._batch.split(setting.micro_batch))
         statistics: Statistics = "update"
-        if len(parts) > 1 and any(counts_batches(module) for module in model.modules()):
+        if len(parts) > 1 and any(normalizes_batches(m) for m in model.modules()):
             self._record_statistics()
             statistics = "hold"
         duals: dict[str, Tensor] = {

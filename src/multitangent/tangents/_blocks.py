@@ -40,7 +40,7 @@ class Block:
     ) -> None:
         self.request = request
         self._source = source
-        self._dtype = request.dtype if dtype is None else dtype
+        self.dtype = request.dtype if dtype is None else dtype
         self._stored = self._draw(request) if store else None
 
     @property
@@ -69,18 +69,19 @@ class Block:
         )
         return self._draw(some)
 
-    def pieces(self) -> Iterator[Tensor]:
-        """The tangents, a few samples at a time where they are neither shared nor stored."""
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """The tangents and whose they are, a few samples at a time where they are redrawn."""
         own = self.request.samples
         if own is None or self._stored is not None:
-            yield self.rows()
-        else:
-            for start in range(0, len(own), _SAMPLES):
-                samples = slice(start, min(start + _SAMPLES, len(own)))
-                piece = self.rows(samples)
-                yield piece
-                if start == 0 and piece.shape[1] < samples.stop:
-                    return  # the source shares its tangents after all
+            yield slice(None), self.rows()
+            return
+        for start in range(0, len(own), _SAMPLES):
+            samples = slice(start, min(start + _SAMPLES, len(own)))
+            piece = self.rows(samples)
+            if start == 0 and piece.shape[1] < samples.stop:
+                yield slice(None), piece  # the source shares its tangents after all
+                return
+            yield samples, piece
 
     def _draw(self, request: Request) -> Tensor:
         block = self._source.draw(request)
@@ -93,7 +94,7 @@ class Block:
                 f"`draw` of {self._source!r} should return tangents of shape {wanted}. Found "
                 f"{list(block.shape)} of {block.dtype}."
             )
-        return block.to(self._dtype)
+        return block.to(self.dtype)
 
 
 class Tangents:
@@ -124,7 +125,7 @@ class Tangents:
         """``V V^T`` in float64, the sum over the blocks: ``[K, K]``, or ``[b, K, K]``."""
         small, grams = [], []
         for block in self.blocks.values():
-            pieces = [_rows(tangents) for tangents in block.pieces()]
+            pieces = [_rows(tangents) for _, tangents in block.pieces()]
             if len(pieces) == 1 and pieces[0].numel() <= _SMALL and len(pieces[0]) == 1:
                 small.append(pieces[0])
             else:
@@ -150,15 +151,14 @@ def _gram(rows: Tensor) -> Tensor:
 
 
 def _combined(block: Block, coefficients: Tensor) -> Tensor:
-    combined, start = [], 0
-    for tangents in block.pieces():
+    combined = []
+    for samples, tangents in block.pieces():
         rows = tangents.reshape(*tangents.shape[:2], -1)  # [K, 1 or b, n]
         rows = rows.to(block.request.dtype)
-        weights = coefficients.to(rows.dtype)
+        weights = coefficients.to(rows.dtype)[:, samples]
         if rows.shape[1] == 1:
             combined.append(weights.mT @ rows[:, 0])
         else:
-            weights = weights[:, start : start + rows.shape[1]]
             combined.append(torch.einsum("kb,kbn->bn", weights, rows))
-        start += rows.shape[1]
-    return torch.cat(combined).reshape(-1, *block.request.shape)
+    together = combined[0] if len(combined) == 1 else torch.cat(combined)
+    return together.reshape(-1, *block.request.shape)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.dual._algebra import add, add_to, primal, scaled, tangents, times
-from multitangent.dual._dual_tensor import DualTensor, Product
+from multitangent.dual._algebra import add, add_to, primal, scaled, tangents
+from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._registry import register_rule
 
 
@@ -36,10 +36,7 @@ def _subtract_from(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor:
 
 
 @register_rule(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)
-def _multiply(out: Tensor, x: Any, y: Any) -> Tensor | Product:
-    for a, b in ((x, y), (y, x)):
-        if _dual_of(a, out.ndim) and isinstance(b, Tensor) and type(b) is not DualTensor:
-            return times(a, b)
+def _multiply(out: Tensor, x: Any, y: Any) -> Tensor:
     return add(scaled(x, y, out.ndim), scaled(y, x, out.ndim))
 
 

@@ -63,6 +63,7 @@ def _attention(
         if along is None:
             o.zero_()
         else:  # the Jacobian of softmax is symmetric, so this is the forward derivative too
+            along = along.expand_as(weights).contiguous()
             along = torch.ops.aten._softmax_backward_data(along, weights, -1, weights.dtype)
             torch.bmm(along, v, out=o)
         if dv_i is not None:
@@ -118,6 +119,9 @@ def attention_with_dropout(
     scores = (scale * query) @ key.transpose(-1, -2)
     bias = _bias(query, key, attn_mask, is_causal)
     weights = torch.softmax(scores if bias is None else scores + bias, -1)
+    if bias is not None:  # a row without any key has no weights
+        nowhere = (bias == -math.inf).all(-1, keepdim=True)
+        weights = torch.masked_fill(weights, nowhere, 0.0)
     return F.dropout(weights, dropout_p) @ value
 
 

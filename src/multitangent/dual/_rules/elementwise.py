@@ -15,14 +15,14 @@ from multitangent.dual._registry import register_rule
 
 
 def _elementwise(*functions: Callable[..., Any], derivative: Callable[..., Tensor]) -> None:
-    """Register ``derivative(out, x)`` of functions that act number by number."""
+    """Register ``derivative(out, x)``, a tensor of its own, of functions of single numbers."""
 
     @register_rule(*functions)
     def _rule(out: Tensor, x: Any) -> Product:
         return times(x, derivative(out, x.primal))
 
 
-_elementwise(torch.exp, Tensor.exp, derivative=lambda y, x: y)
+_elementwise(torch.exp, Tensor.exp, derivative=lambda y, x: y.clone())
 _elementwise(torch.expm1, Tensor.expm1, derivative=lambda y, x: y + 1)
 _elementwise(torch.log, Tensor.log, derivative=lambda y, x: 1 / x)
 _elementwise(torch.log1p, Tensor.log1p, derivative=lambda y, x: 1 / (1 + x))

@@ -99,8 +99,13 @@ def _masked_fill(out: Tensor, x: Any, mask: Tensor, value: Any) -> Tensor:
 
 
 @register_rule(F.embedding)
-def _embedding(out: Tensor, input: Tensor, weight: Any, *args: Any, **kwargs: Any) -> Tensor:
-    return full(weight)[:, input]
+def _embedding(
+    out: Tensor, input: Tensor, weight: Any, padding_idx: int | None = None, *rest: Any, **_: Any
+) -> Tensor:
+    t = full(weight)
+    if padding_idx is not None:  # whose row is never trained
+        t = t.index_fill(1, torch.tensor(padding_idx % t.shape[1], device=t.device), 0.0)
+    return t[:, input]
 
 
 @register_rule(torch.index_select, Tensor.index_select)

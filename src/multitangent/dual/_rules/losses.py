@@ -51,10 +51,10 @@ def _wanted(
     shape = [1] * logits.ndim
     shape[classes] = count
     if weight is None and label_smoothing == 0 and not target.is_floating_point():
-        kept = (target != ignore_index).unsqueeze(classes)
-        index = target.unsqueeze(classes).clamp(min=0)  # what is ignored may be no class
-        wanted = torch.zeros_like(logits).scatter_(classes, index, kept.to(logits.dtype))
-        return wanted, kept.sum()
+        kept = target != ignore_index
+        index = torch.where(kept, target, 0).unsqueeze(classes)  # what is ignored may be no class
+        present = kept.unsqueeze(classes).to(logits.dtype)
+        return torch.zeros_like(logits).scatter_(classes, index, present), kept.sum()
     scale = torch.ones_like(logits[:1]) if weight is None else weight.reshape(shape)
     if target.is_floating_point():  # class probabilities
         smoothed = target * (1 - label_smoothing) + label_smoothing / count
