@@ -129,3 +129,22 @@ def test_what_varies_from_step_to_step_is_not_compiled():
     model.zero_grad()
     ForwardGradient(model, LOSS, Normal(3))(x, y)
     assert relative_error(found, gradients(model)) <= 1e-6
+
+
+@compiler
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_graph_is_made_for_one_mode_and_one_aggregator():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    x, y = torch.randn(6, 3), torch.randint(2, (6,))
+    compiled = ForwardGradient(model, LOSS, Normal(3), compile=True)
+    compiled(x, y)
+    for change in (model.eval, lambda: setattr(compiled, "aggregator", Sum())):
+        change()
+        plain = ForwardGradient(model, LOSS, Normal(3), compiled.aggregator)
+        plain.load_state_dict(compiled.state_dict())
+        model.zero_grad()
+        expected_value = plain(x, y)
+        expected = gradients(model)
+        torch.testing.assert_close(compiled(x, y), expected_value)
+        assert relative_error(gradients(model), expected) <= 1e-4

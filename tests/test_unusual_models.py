@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from models_for_tests import gradients, relative_error
 from multitangent import Activations, ForwardGradient, Normal, StandardBasis
 from multitangent.dual import DualTensor, register_rule
 from multitangent.dual._dual_tensor import expanded
+from multitangent.perturbation import ActivationSweep
 
 DTYPE = torch.float64
 
@@ -254,3 +257,77 @@ def test_rules_are_checked():
     register_rule(pick)(lambda out, x: x.tangents[0])
     with pytest.raises(ValueError, match=r"A rule should return tangents of shape \[K, \*\[3\]\]"):
         pick(DualTensor(data(3), data(2, 3)))
+
+
+def time_first(x, first, head):
+    """PyTorch's default layout of sequences, with rows of all steps one after another."""
+    h = first(x).transpose(0, 1)  # [T, B, 4]
+    rows = F.linear(h.reshape(-1, 4), torch.eye(4, dtype=DTYPE) + 0.5)
+    h = F.dropout(rows.reshape(h.shape), 0.4)
+    return head(h.transpose(0, 1).flatten(1))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 4])
+def test_layouts_with_another_axis_first_do_not_depend_on_the_split(micro_batch):
+    model = Wrapped(time_first, linear(3, 4), linear(12, 2))
+    x, y = data(8, 3, 3), torch.arange(8) % 2
+    x[:, 2] = 0  # padding, alike for all samples
+    jvps = []
+    for size in (8, micro_batch):
+        gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(3), micro_batch=size)
+        gradient(x, y)
+        jvps.append(gradient.diagnostics.jvps)
+    torch.testing.assert_close(*jvps, rtol=1e-9, atol=1e-12)
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def test_layers_that_run_again_see_the_same_random_numbers():
+    model = nn.Sequential(linear(3, 4), Noisy(), linear(4, 4), Noisy(), linear(4, 2))
+    x, y = data(6, 3), torch.arange(6) % 2
+    found = []
+    for recompute in (False, True):
+        options = Activations(recompute=recompute)
+        ForwardGradient(model, nn.CrossEntropyLoss(), Normal(3), perturb=options)(x, y)
+        found.append(gradients(model))
+    assert relative_error(found[1], found[0]) <= 1e-10
+
+
+def test_redrawn_tangents_of_a_batch_that_leaves_one_sample_over():
+    model = nn.Sequential(linear(3, 4), nn.ReLU(), linear(4, 2))
+    x, y = data(17, 3), torch.arange(17) % 2
+    found = []
+    for store in (True, False):
+        options = Activations(share="sample")
+        gradient = ForwardGradient(
+            model, nn.CrossEntropyLoss(), Normal(3), perturb=options, store_tangents=store
+        )
+        gradient(x, y)
+        found.append(gradients(model))
+    assert relative_error(found[1], found[0]) <= 1e-10
+
+
+def test_too_little_memory_halves_the_micro_batch(monkeypatch):
+    """As on a GPU; running averages are updated once all the same."""
+    model = nn.Sequential(linear(3, 4), nn.BatchNorm1d(4, dtype=DTYPE), linear(4, 2))
+    x, y = data(8, 3), torch.arange(8) % 2
+    gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(3))
+    push = ActivationSweep.push
+
+    def limited(sweep):
+        result = push(sweep)
+        if sweep.setting.micro_batch > 2:
+            raise torch.OutOfMemoryError("too little memory")
+        return result
+
+    monkeypatch.setattr(ActivationSweep, "push", limited)
+    with pytest.warns(UserWarning, match=r"micro_batch=.* does not fit the memory") as caught:
+        gradient(x, y)
+    assert [str(w.message).partition(" ")[0] for w in caught] == ["micro_batch=8", "micro_batch=4"]
+    assert int(model[1].num_batches_tracked) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # remembered
+        gradient(x, y)

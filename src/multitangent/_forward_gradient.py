@@ -27,7 +27,15 @@ class ForwardGradient(GradientEstimator):
         micro_batch: How many samples are pushed at a time. The result does not depend on it, unless
             the model draws random numbers other than dropout's. The size of the batch is the first
             axis of the first input; all tensors among inputs and target with a first axis of that
-            size are split.
+            size are split. ``"auto"`` tries the model on two samples once for every shape of batch.
+        store_tangents: Whether tangents are kept, or drawn again wherever they are needed: less
+            memory, above all for ``"weights"``, for more random numbers.
+        tangent_dtype: The type in which tangents are carried, such as ``torch.bfloat16``, by
+            default that of the perturbed values. Directional derivatives then have its precision.
+        compile: Whether the step is compiled, for every shape of batch, mode of the modules and
+            choice of the arguments above. What the model keeps in other attributes than parameters
+            and buffers is compiled in. Where the compiled step differs from the plain one, or can
+            not be made, there is a warning, and the plain one goes on.
 
     Raises:
         ValueError: If an argument is out of range, or the model does not fit the perturbation.

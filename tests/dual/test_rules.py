@@ -12,6 +12,7 @@ from torch import Tensor
 from multitangent.dual import DualTensor, FallbackWarning, has_rule
 from multitangent.dual._dual_tensor import expanded
 from multitangent.dual._fallback import jvp_by_vmap
+from multitangent.dual._rules.attention import attention_with_dropout
 
 K = 3
 
@@ -111,6 +112,9 @@ TABLE = {
         F.cross_entropy, X, CLASSES, WEIGHT, {"label_smoothing": 0.3, "ignore_index": 0},
     ),
     "cross entropy ignore": (F.cross_entropy, X, CLASSES, {"ignore_index": 4}),
+    "cross entropy ignore no class": (
+        F.cross_entropy, X, torch.tensor([1, 255, 4, 2]), {"ignore_index": 255},
+    ),
     "cross entropy probabilities": (F.cross_entropy, X, value(4, 5, positive=True), WEIGHT),
     "cross entropy pixels": (
         F.cross_entropy, IMAGE, torch.randint(3, (2, 4, 4)), {"reduction": "none"},
@@ -229,6 +233,7 @@ TABLE = {
             "causal": (HEADS, HEADS, HEADS, {"is_causal": True, "scale": 0.3}),
             "mask": (HEADS, HEADS, HEADS, value(5, 5) > -0.5),
             "bias": (HEADS, HEADS, HEADS, dual(5, 5, seed=7)),
+            "bias alone": (value(2, 3, 4), value(2, 5, 4), value(2, 5, 6), dual(1, 5)),
             "grouped": (
                 dual(2, 4, 3, 4), dual(2, 2, 5, 4), dual(2, 2, 5, 4), {"enable_gqa": True},
             ),
@@ -290,6 +295,24 @@ def test_primal_is_the_functions_own_value(name):
 )
 def test_tangents_of_the_whole_batch_grow_an_axis_only_where_samples_differ(function, shape):
     assert function(SHARED).tangents.shape == shape
+
+
+@pytest.mark.parametrize("index", [1, -1])
+def test_the_padding_row_of_an_embedding_is_never_trained(index):
+    weight = dual(4, 3)
+    found = F.embedding(torch.tensor([0, index % 4]), weight, padding_idx=index)
+    assert torch.equal(found.tangents[:, 0], weight.tangents[:, 0])
+    assert (found.tangents[:, 1] == 0).all()
+
+
+def test_a_row_of_attention_without_keys():
+    mask = torch.tensor([[True, False], [False, False]])
+    q, k, v = dual(2, 3), dual(2, 3, seed=4), dual(2, 3, seed=5)
+    found = F.scaled_dot_product_attention(q, k, v, mask)
+    assert (found.primal[1] == 0).all()
+    assert (found.tangents[:, 1] == 0).all()
+    with_dropout = attention_with_dropout(q.primal, k.primal, v.primal, mask, dropout_p=1e-12)
+    torch.testing.assert_close(with_dropout, found.primal)
 
 
 def test_operators_reach_the_rules():

@@ -82,15 +82,13 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 # For a compiled step, which takes PyTorch's own operation only with constant weights.
-_opaque_linear = torch.library.custom_op(
-    "multitangent::linear",
-    _by_onednn,
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-)
+_library: Any = torch.library.Library("multitangent", "DEF")  # type: ignore[no-untyped-call]
+_library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+_library.impl("linear", _by_onednn, "CPU")
+_opaque_linear = torch.ops.multitangent.linear
 
 
-@_opaque_linear.register_fake
+@torch.library.register_fake("multitangent::linear")  # type: ignore[untyped-decorator]
 def _shape_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 

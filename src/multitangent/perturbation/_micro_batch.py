@@ -32,6 +32,7 @@ def micro_batch_size(setting: Setting, batch: Part, sites: Sequence[Site]) -> in
         batch: The whole batch.
         sites: Where tangents enter; without any, they are there from the start.
     """
+    prime()
     if batch.size <= 2:
         return batch.size
     few = batch.take(slice(0, 2))
@@ -47,7 +48,6 @@ def micro_batch_size(setting: Setting, batch: Part, sites: Sequence[Site]) -> in
     fitting = _budget(batch) / max(of_sample, 1)
     if fitting >= batch.size:
         return batch.size
-    prime()
     return 2 ** int(log2(max(fitting, 1)))  # kernels prefer even numbers
 
 

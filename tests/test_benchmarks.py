@@ -1,0 +1,87 @@
+"""The benchmarks measure what they say, on networks small enough for a test."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from multitangent.benchmarks._case import make_case, make_gradient
+from multitangent.benchmarks._command import run_bench
+from multitangent.benchmarks._curves import curve_of_cosines
+from multitangent.benchmarks._memory import measure_memory
+from multitangent.benchmarks._push import share_after_first_site
+from multitangent.benchmarks._statistics import compare_statistics
+from multitangent.benchmarks.config import BenchConfig
+from multitangent.training import ConfigError
+
+SMALL = {"width": 8, "batch": 4, "num_tangents": 2, "repeats": 2, "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        (
+            "step",
+            "forward_gradient_ms backpropagation_ms python_loop_ms vmap_jvp_ms "
+            "ratio_to_backpropagation",
+        ),
+        ("push", "push_ms limit_ms vmap_jvp_ms forward_ms ratio_to_limit share"),
+    ],
+)
+def test_figures(measure, expected, tmp_path, capsys):
+    out = tmp_path / "new" / "result.json"
+    result = run_bench(BenchConfig(measure=measure, out=out, **SMALL), json=False)
+    assert set(expected.split()) <= set(result)
+    assert all(result[name] > 0 for name in expected.split())
+    assert json.loads(out.read_text()) == result
+    assert result["provenance"]["torch"] == torch.__version__
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in expected.split())
+
+
+def test_the_share_of_the_fully_connected_network():
+    config = BenchConfig(width=16, batch=4, device="cpu")
+    case = make_case(config)
+    share = share_after_first_site(case, make_gradient(config, case))
+    assert share == pytest.approx((16 * 16 + 16 * 10) / (784 * 16 + 16 * 16 + 16 * 10))
+
+
+def test_cosines_grow_with_the_number_of_tangents(tmp_path):
+    config = BenchConfig(measure="cosine", counts=(1, 64), out=tmp_path / "c.json", **SMALL)
+    run_bench(config, json=True)
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
+    assert [(row["share"], row["num_tangents"]) for row in rows] == [
+        ("batch", "1"), ("batch", "64"), ("sample", "1"), ("sample", "64"),
+    ]  # fmt: skip
+    cosines = [float(row["squared_cosine"]) for row in rows]
+    assert cosines[0] < cosines[1] == pytest.approx(1)  # 64 tangents span n = 26
+    assert cosines[2] < cosines[3] == pytest.approx(1)
+    assert (tmp_path / "c.png").stat().st_size > 10_000
+
+
+def test_memory_counts_the_parameters():
+    found = measure_memory(BenchConfig(**SMALL | {"width": 1024, "batch": 256}), ("inference",))
+    assert 3 < found["inference_mib"] < 100  # its weights alone are 7.4 MiB
+
+
+def test_statistics_are_compared_with_the_true_gradient(monkeypatch):
+    monkeypatch.setattr("multitangent.benchmarks._statistics.STEPS", (0,))
+    found = compare_statistics(BenchConfig(model="resnet18", batch=4, device="cpu"))
+    assert found["cosine_coupled"] == [1.0]
+    assert 0.3 < found["cosine_frozen"][0] < 1.0
+
+
+def test_cosines_of_one_network_do_not_depend_on_the_run():
+    config = BenchConfig(counts=(2,), **SMALL)
+    first, second = curve_of_cosines(config), curve_of_cosines(config)
+    assert [row["squared_cosine"] for row in first] == [row["squared_cosine"] for row in second]
+
+
+@pytest.mark.parametrize("options", [{"compile": True}, {"keep_memory": True}])
+def test_refuses_what_is_not_measured(options):
+    (name,) = options
+    with pytest.raises(ConfigError, match=f"`{name}` should go with step or .*Found memory"):
+        run_bench(BenchConfig(measure="memory", **options), json=True)
