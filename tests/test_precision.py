@@ -21,6 +21,7 @@ from multitangent import (
     Sum,
     Weights,
 )
+from multitangent._batch import whole
 from multitangent.models import resnet18, vision_transformer
 
 LOSS = nn.CrossEntropyLoss()
@@ -47,7 +48,10 @@ def test_tangents_that_are_drawn_again_give_the_same_gradient(name, perturb, kin
 def test_tangents_that_are_drawn_again_are_not_kept():
     model, x, y, _ = build("mlp")
     gradient = ForwardGradient(model, LOSS, Normal(3), perturb="weights", store_tangents=False)
-    gradient(x, y)
+    batch = whole(x, y)
+    blocks = gradient._sweep(gradient._setting(batch), batch).tangents.blocks.values()
+    assert len(blocks) == 6
+    assert all(block._stored is None for block in blocks)
     assert "store_tangents=False" in repr(gradient)
 
 

@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep up to 1 GiB of freed memory; returns whether it does.
 
     A step frees and asks again for tensors of many megabytes. By default glibc returns them to the
-    system, which hands out zeroed pages one by one: a fifth of a step may go into that. This
+    system, which hands out zeroed pages one by one, and that takes time in every step. This
     concerns the whole process, so it is done for commands and never on import.
     """
     if not sys.platform.startswith("linux"):

@@ -71,8 +71,8 @@ def _of_weight(
     else:
         filters = t.transpose(0, 1).flatten(1, 2)
     result = convolve(x.to(filters.dtype), filters)
-    lead, spatial = result.shape[: -len(shape)], result.shape[1 - len(shape) :]
-    lead = result.shape[: result.ndim - len(shape)]
+    lead = result.shape[: result.ndim - len(shape)]  # the batch, if there is one
+    spatial = result.shape[len(lead) + 1 :]
     grouped = result.reshape(*lead, groups, count, -1, *spatial)
     axis = len(lead) + 1
     return grouped.movedim(axis, 0).flatten(axis, axis + 1)
