@@ -136,7 +136,7 @@ ERRORS = {
     ),
     "class as aggregator": (
         lambda: forward_gradient(torch.sum, torch.ones(3), Normal(2), Projection), TypeError,
-        "`aggregator` should be a Aggregator",
+        "`aggregator` should be of type Aggregator",
     ),
     "source of another shape": (
         lambda: ForwardGradient(model(), LOSS, Wrong())(*batch()), ValueError,
@@ -205,3 +205,45 @@ def test_recomputation_notices_a_changed_input():
     gradient = ForwardGradient(Changing(), LOSS, Normal(2), perturb=Activations(recompute=True))
     with pytest.raises(RuntimeError, match="changed in place after the layer ran"):
         gradient(*batch())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": lambda x: x}, "`model` should be a torch.nn.Module. Found <function"),
+        ({"model": nn.Linear}, "`model` should be a torch.nn.Module. Found <class"),
+        (
+            {"model": torch.compile(model(), backend="eager")},
+            r"`model` should be a plain module.* torch\.compile",
+        ),
+        ({"loss": nn.CrossEntropyLoss}, "`loss` should be a function or loss module. Found <class"),
+        ({"seed": "a"}, "`seed` should be an integer. Found 'a'"),
+        ({"store_tangents": "no"}, "`store_tangents` should be True or False. Found 'no'"),
+        ({"compile": 1}, "`compile` should be True or False. Found 1"),
+        ({"tangent_dtype": "bfloat16"}, "`tangent_dtype` should be a floating torch.dtype"),
+        ({"tangent_dtype": torch.int32}, "`tangent_dtype` should be a floating torch.dtype"),
+        ({"tangents": 3}, "`tangents` should be of type TangentSource. Found 3"),
+    ],
+)
+def test_arguments_of_another_kind(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        ForwardGradient(**{"model": model(), "loss": LOSS} | arguments)
+
+
+@pytest.mark.parametrize("convert", [lambda x: x.numpy(), lambda x: x.__array__()])
+def test_a_model_that_leaves_pytorch(convert):
+    class Leaving(Behind):
+        def forward(self, x):
+            return torch.as_tensor(convert(self.layer(x)))
+
+    with pytest.raises(RuntimeError, match=r"Found a conversion to an array. Try `.detach\(\)`"):
+        ForwardGradient(Leaving(), LOSS, micro_batch=5)(*batch())
+
+
+def test_a_model_for_batches_of_one_size_only():
+    class OfFive(Behind):
+        def forward(self, x):
+            return self.layer(x + torch.ones(5, 1))
+
+    gradient = ForwardGradient(OfFive(), LOSS)
+    assert gradient(*batch()).isfinite()

@@ -152,3 +152,40 @@ def test_a_graph_is_made_for_one_mode_and_one_aggregator():
         expected = gradients(model)
         torch.testing.assert_close(compiled(x, y), expected_value)
         assert relative_error(gradients(model), expected) <= 1e-4
+
+
+@compiler
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "options", [{"tangent_dtype": torch.bfloat16}, {"store_tangents": False}], ids=str
+)
+def test_compiled_with_other_options(options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    x, y = torch.randn(6, 4), torch.randint(2, (6,))
+    gradient = ForwardGradient(model, LOSS, Normal(3), compile=True, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "`compile=True` is left out")
+        gradient(x, y)
+
+
+@compiler
+@pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")
+def test_a_compiled_transformer():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.TransformerEncoder(layer, 1), nn.Flatten(), nn.Linear(24, 3)
+    )
+    x, y = torch.randn(6, 3, 4), torch.randint(3, (6,))
+    gradient = ForwardGradient(model, LOSS, Normal(3), compile=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "`compile=True` is left out")
+        gradient(x, y)
+
+
+def test_dropout_is_named_where_a_step_is_not_compiled():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 2))
+    gradient = ForwardGradient(model, LOSS, Normal(3), compile=True)
+    with pytest.warns(UserWarning, match=r"Found dropout, whose masks .* in 1\.$"):
+        gradient(torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))

@@ -47,6 +47,7 @@ class GradientEstimator(ABC):
         compile: bool = False,
     ) -> None:
         check_kinds(tangents, aggregator)
+        _check_options(model, loss, seed, store_tangents, tangent_dtype, compile)
         self.model = model
         self.loss = loss
         self.tangents = Normal(16) if tangents is None else tangents
@@ -98,7 +99,7 @@ class GradientEstimator(ABC):
         setting = self._setting(batch)
         if self.compile:
             key = self._signature(batch)
-            at_once = replace(setting, micro_batch=batch.size)
+            at_once = replace(setting, micro_batch=batch.size, store_tangents=True)
             if key not in self._graphs:
                 self._graphs[key] = compiled_step(self, at_once, batch)
             graph = self._graphs[key]
@@ -233,8 +234,41 @@ def check_kinds(tangents: object, aggregator: object) -> None:
     for name, value, kind, example in kinds:
         if value is not None and not isinstance(value, kind):
             raise TypeError(
-                f"`{name}` should be a {kind.__name__}. Found {value!r}. Try {example}."
+                f"`{name}` should be of type {kind.__name__}. Found {value!r}. Try {example}."
             )
+
+
+def _check_options(
+    model: object,
+    loss: object,
+    seed: object,
+    store_tangents: object,
+    tangent_dtype: object,
+    compile: object,
+) -> None:
+    """Raise where an argument is of another kind than it should be."""
+    carries = isinstance(tangent_dtype, torch.dtype) and tangent_dtype.is_floating_point
+    fitting = [
+        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
+        ("loss", loss, callable(loss) and not isinstance(loss, type), "a function or loss module"),
+        ("seed", seed, type(seed) is int, "an integer"),
+        ("store_tangents", store_tangents, type(store_tangents) is bool, "True or False"),
+        (
+            "tangent_dtype",
+            tangent_dtype,
+            tangent_dtype is None or carries,
+            "a floating torch.dtype",
+        ),
+        ("compile", compile, type(compile) is bool, "True or False"),
+    ]
+    for name, value, fits, wanted in fitting:
+        if not fits:
+            raise TypeError(f"`{name}` should be {wanted}. Found {value!r}.")
+    if type(model).__name__ == "OptimizedModule":  # its home takes a second to import
+        raise TypeError(
+            "`model` should be a plain module, whose functions can be followed one by one. Found "
+            "one that torch.compile made. Try the module itself, with `compile=True` here."
+        )
 
 
 def _perturbation(perturb: Literal["activations", "weights"] | Perturbation) -> Perturbation:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from multitangent.dual import DualTensor, add_to, times
-from multitangent.dual._dual_tensor import Product
+from multitangent.dual._product import Product
 
 
 def dual(dtype=torch.float64, seed=0):
@@ -19,13 +19,13 @@ def dual(dtype=torch.float64, seed=0):
 def test_chains_are_multiplied_once():
     x = dual()
     y = torch.tanh(torch.exp(x)).sqrt()
-    t, factor = y.factors
+    ((t, factor),) = y.product.terms
     assert t is x.tangents
     inner, middle = x.primal.exp(), x.primal.exp().tanh()
     slope = inner * (1 - middle**2) * 0.5 / middle.sqrt()
     torch.testing.assert_close(factor, slope)
     torch.testing.assert_close(y.tangents, x.tangents * slope)
-    assert y.factors == (y.tangents, None)
+    assert y.product.terms == ((y.tangents, None),)
 
 
 @pytest.mark.parametrize("rows", [3, 2, 5])
@@ -37,6 +37,34 @@ def test_a_sum_takes_a_product_along(rows):
     torch.testing.assert_close(add_to(x, t), expected)
     torch.testing.assert_close((x + DualTensor(x.primal, t)).tangents, expected)
     torch.testing.assert_close((DualTensor(x.primal, t) + x).tangents, expected)
+
+
+SUMS = {
+    "two functions of one value": (lambda x: x.exp() - 3 * x.square(), 1),
+    "shifted": (lambda x: (x[:, 1:] - x[:, :-1].square()).square(), 2),
+    "and its tangents": (lambda x: 1 - x.sin() + x, 1),
+    "rows": (lambda x: x.exp() + DualTensor(x.primal, torch.ones(5, 4, 5).double()).exp(), 1),
+    "many": (lambda x: sum(DualTensor(x.primal, x.tangents + i).exp() for i in range(9)), 1),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("dim", [None, 0, -1, (0, 1)])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_sums_wait_and_become_matrix_products(name, dim, keepdim):
+    function, terms = SUMS[name]
+    pending = function(dual())
+    if name not in ("rows", "many"):
+        assert pending.is_pending and len(pending.product.terms) == terms
+    found = pending.sum(dim, keepdim)
+    x = dual()
+    rows = 5 if name == "rows" else 3
+    expected = function(DualTensor(x.primal, x.tangents.expand(3, 4, 5).clone()))
+    assert expected.tangents.shape == (rows, *expected.primal.shape)  # and so computed
+    assert not expected.is_pending
+    expected = expected.sum(dim, keepdim)
+    torch.testing.assert_close(found.primal, expected.primal)
+    torch.testing.assert_close(found.tangents.expand_as(expected.tangents), expected.tangents)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multitangent.dual import DualTensor, FallbackWarning, has_rule
-from multitangent.dual._dual_tensor import expanded
+from multitangent.dual._dual_tensor import expanded, find_duals, map_duals
 from multitangent.dual._fallback import jvp_by_vmap
 from multitangent.dual._rules.attention import attention_with_dropout
 
@@ -265,6 +266,31 @@ def test_rule_equals_fallback(name):
         assert isinstance(item, DualTensor)
         assert item.tangents.dtype == item.primal.dtype
         torch.testing.assert_close(expanded(item), tangents.to(item.dtype), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_rules_can_be_differentiated_once_more(name):
+    """Forward over forward: the derivative of a rule's tangents, against central differences."""
+    function, args, kwargs = call(name)
+    inputs = list(find_duals((args, kwargs)))
+    points = tuple(d.primal.contiguous() for d in inputs)
+    directions = tuple(expanded(d)[0].contiguous() for d in inputs)
+
+    def tangents(*moved):
+        remaining = iter([DualTensor(p, u[None]) for p, u in zip(moved, directions, strict=True)])
+        new_args, new_kwargs = map_duals(lambda _: next(remaining), (args, kwargs))
+        out = function(*new_args, **new_kwargs)
+        return tuple(expanded(o)[0] for o in ([out] if isinstance(out, Tensor) else out))
+
+    def moved(h):
+        return tangents(*(p + h * u for p, u in zip(points, directions, strict=True)))
+
+    with sdpa_kernel(SDPBackend.MATH):
+        found = torch.func.jvp(tangents, points, directions)[1]
+    h = 1e-5
+    for item, ahead, behind in zip(found, moved(h), moved(-h), strict=True):
+        difference = ((ahead - behind) / (2 * h)).to(item.dtype)
+        torch.testing.assert_close(item, difference, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TABLE)

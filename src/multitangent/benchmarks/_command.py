@@ -62,6 +62,9 @@ def run_bench(config: BenchConfig, *, json: bool) -> dict[str, Any]:
 
 
 def _check(config: BenchConfig) -> None:
+    for name in ("width", "batch", "num_tangents", "repeats"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise ConfigError(f"`{name}` should be at least 1. Found {value}.")
     measured = {"compile": ("step", "cosine"), "keep_memory": ("step", "push", "cosine")}
     for option, measures in measured.items():
         if getattr(config, option) and config.measure not in measures:

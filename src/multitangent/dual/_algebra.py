@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from multitangent.dual._dual_tensor import DualTensor, Product, expanded, with_rows
+from multitangent.dual._dual_tensor import DualTensor, expanded, with_rows
+from multitangent.dual._product import Product
 
 
 def primal(x: Any) -> Any:
@@ -60,18 +60,15 @@ def add(*terms: Tensor | None) -> Tensor:
     return total
 
 
-def times(x: DualTensor, factor: Tensor) -> Product:
+def times(x: DualTensor, factor: Tensor | float) -> Product:
     """The tangents of `x` times a factor of no more axes than `x` has, not computed yet."""
-    t, pending = x.factors
-    return Product(t, factor if pending is None else pending * factor)
+    return x.product.times(factor)
 
 
 def add_to(x: DualTensor, t: Tensor) -> Tensor:
     """``tangents(x) + t`` of equally many axes, in one pass where those of `x` are a product."""
-    own, factor = x.factors
-    if factor is None or len(own) != len(t) or not own.dtype == factor.dtype == t.dtype:
-        return add(x.tangents, t)
-    return torch.addcmul(t, own, factor)
+    total = Product(t).plus(x.product) if x.is_pending else None
+    return add(x.tangents, t) if total is None else total.computed()
 
 
 def scaled(x: Any, factor: Any, ndim: int) -> Tensor | None:

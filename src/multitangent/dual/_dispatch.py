@@ -10,8 +10,6 @@ from torch import Tensor
 
 from multitangent.dual._dual_tensor import (
     DualTensor,
-    Product,
-    carried,
     find_duals,
     make_dual,
     make_result,
@@ -21,6 +19,7 @@ from multitangent.dual._dual_tensor import (
 )
 from multitangent.dual._fallback import fallback
 from multitangent.dual._kernels import FASTER
+from multitangent.dual._product import Product, carried
 from multitangent.dual._registry import PLAIN, PRECISE, RULES, VIEWS, Rule, accepts, function_name
 
 
@@ -94,8 +93,8 @@ def _pair(out: Any, tangents: Any, source: Any, dtype: torch.dtype | None) -> An
                 f"{list(tangents.shape)}."
             )
         dtype = out.dtype if dtype is None else dtype
-        if type(tangents) is Product and tangents.tangents.dtype is not dtype:
-            tangents = tangents.tangents * tangents.factor
+        if type(tangents) is Product and tangents.dtype is not dtype:
+            tangents = tangents.computed()
         if isinstance(tangents, Tensor):
             tangents = carried(tangents, dtype)
         return make_result(out, tangents, source)

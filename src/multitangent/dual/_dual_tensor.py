@@ -7,32 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-
-class Product:
-    """Tangents ``[K, *shape]`` times a factor, multiplied only when they are needed.
-
-    A derivative that the next function can take along costs no pass of its own over K tensors.
-
-    Args:
-        tangents: ``[K, *shape]``, axes of size 1 where constant.
-        factor: ``[*shape]``, or what broadcasts with it; a tensor that nobody else writes into.
-    """
-
-    __slots__ = ("factor", "tangents")
-
-    def __init__(self, tangents: Tensor, factor: Tensor) -> None:
-        self.tangents = tangents
-        self.factor = factor
-
-    def computed(self) -> Tensor:
-        """The product, in the type of the tangents."""
-        return carried(self.tangents * self.factor, self.tangents.dtype)
-
-
-def carried(tangents: Tensor, dtype: torch.dtype) -> Tensor:
-    """Tangents in the type in which they are carried."""
-    return tangents if tangents.dtype is dtype else tangents.to(dtype)
+from multitangent.dual._product import Product
 
 
 class DualTensor(Tensor):
@@ -114,12 +91,15 @@ class DualTensor(Tensor):
         return stored()
 
     @property
-    def factors(self) -> tuple[Tensor, Tensor | None]:
-        """The tangents as a product that is not yet computed, or with ``None`` for a factor."""
+    def product(self) -> Product:
+        """The tangents as what may not be computed yet."""
         stored = self._tangents
-        if type(stored) is Product:
-            return stored.tangents, stored.factor
-        return self.tangents, None
+        return stored if type(stored) is Product else Product(self.tangents)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the tangents are not computed yet."""
+        return type(self._tangents) is Product
 
     @property
     def carried_type(self) -> torch.dtype | None:
@@ -201,10 +181,8 @@ def _make(primal: Tensor, tangents: Tensor | Product | Callable[[], Tensor]) -> 
     dual._writes = [0]
     dual._seen = 0
     dual._carried = primal.dtype
-    if isinstance(tangents, Tensor):
+    if isinstance(tangents, Tensor) or type(tangents) is Product:
         dual._carried = tangents.dtype
-    elif type(tangents) is Product:
-        dual._carried = tangents.tangents.dtype
     return dual
 
 
@@ -240,7 +218,13 @@ def make_result(primal: Tensor, tangents: Tensor | Product, source: Any) -> Dual
 
 def shares_memory(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors are views of one memory."""
-    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+    return _storage(x) == _storage(y)
+
+
+def _storage(x: Tensor) -> int:
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    return x.untyped_storage().data_ptr()
 
 
 def expanded(dual: DualTensor) -> Tensor:

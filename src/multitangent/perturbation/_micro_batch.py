@@ -37,13 +37,16 @@ def micro_batch_size(setting: Setting, batch: Part, sites: Sequence[Site]) -> in
         return batch.size
     few = batch.take(slice(0, 2))
     largest = _Largest(not sites)
-    with (
-        torch.no_grad(),
-        setting.part_of_batch(few, "couple"),
-        largest,
-        observed(sites, _First(largest)),
-    ):
-        call_model(setting.model, few.inputs)
+    try:
+        with (
+            torch.no_grad(),
+            setting.part_of_batch(few, "couple"),
+            largest,
+            observed(sites, _First(largest)),
+        ):
+            call_model(setting.model, few.inputs)
+    except (RuntimeError, ValueError, IndexError):  # a model for batches of one size only
+        return batch.size
     of_sample = largest.bytes / 2 * setting.source.num_tangents
     fitting = _budget(batch) / max(of_sample, 1)
     if fitting >= batch.size:

@@ -102,7 +102,8 @@ class TrainConfig(_Settings):
             )
             config = replace(config, learning_rate=rate)
         if config.run_dir is None:
-            name = f"{config.dataset}-{config.label}-{config.hash}"
+            same = replace(config, epochs=_DEFAULTS.epochs)  # continued, a run has more of them
+            name = f"{config.dataset}-{config.label}-{same.hash}"
             config = replace(config, run_dir=Path("runs", name))
         return config
 

@@ -7,36 +7,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.dual._algebra import add, add_to, primal, scaled, tangents
+from multitangent.dual._algebra import add, primal, scaled, tangents, times
 from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._product import Product
 from multitangent.dual._registry import register_rule
 
 
 @register_rule(torch.add, Tensor.add)
-def _add(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor:
-    if alpha != 1:
-        return add(tangents(x, out.ndim), scaled(y, alpha, out.ndim))
-    if _dual_of(x, out.ndim) and _dual_of(y, out.ndim):
-        return add_to(y, x.tangents) if y.factors[1] is not None else add_to(x, y.tangents)
-    return add(tangents(x, out.ndim), tangents(y, out.ndim))
-
-
-def _dual_of(x: Any, ndim: int) -> bool:
-    return type(x) is DualTensor and x.primal.ndim == ndim
+def _add(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor | Product:
+    return _sum_of(x, y, alpha, out.ndim)
 
 
 @register_rule(torch.sub, Tensor.sub, torch.subtract, Tensor.subtract)
-def _subtract(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor:
-    return add(tangents(x, out.ndim), scaled(y, -alpha, out.ndim))
+def _subtract(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor | Product:
+    return _sum_of(x, y, -alpha, out.ndim)
 
 
 @register_rule(torch.rsub, Tensor.__rsub__)
-def _subtract_from(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor:
-    return add(scaled(x, -alpha, out.ndim), tangents(y, out.ndim))
+def _subtract_from(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor | Product:
+    return _sum_of(y, x, -alpha, out.ndim)
+
+
+def _sum_of(x: Any, y: Any, alpha: float, ndim: int) -> Tensor | Product:
+    """The tangents of ``x + alpha y``, computed later where either is a product already."""
+    if not _is_dual(y, ndim):
+        if _is_dual(x, ndim) and type(y) is not DualTensor:
+            return x.product if x.is_pending else x.tangents
+    elif not _is_dual(x, ndim):
+        if type(x) is not DualTensor:
+            return y.product if alpha == 1 and y.is_pending else _scaled(y, alpha)
+    elif x.is_pending or y.is_pending:
+        total = x.product.plus(y.product if alpha == 1 else times(y, alpha))
+        if total is not None:
+            return total
+    return add(tangents(x, ndim), scaled(y, alpha, ndim) if alpha != 1 else tangents(y, ndim))
+
+
+def _is_dual(x: Any, ndim: int) -> bool:
+    return type(x) is DualTensor and x.primal.ndim == ndim
+
+
+def _scaled(x: DualTensor, number: float) -> Tensor | Product:
+    return x.tangents if number == 1 else times(x, number)
 
 
 @register_rule(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)
-def _multiply(out: Tensor, x: Any, y: Any) -> Tensor:
+def _multiply(out: Tensor, x: Any, y: Any) -> Tensor | Product:
+    if isinstance(y, (int, float)):
+        return times(x, y)
     return add(scaled(x, y, out.ndim), scaled(y, x, out.ndim))
 
 
@@ -57,12 +75,12 @@ def _divide_into(out: Tensor, x: Any, y: Any) -> Tensor | None:
 
 
 @register_rule(torch.neg, Tensor.neg, torch.negative, Tensor.negative)
-def _negate(out: Tensor, x: Any) -> Tensor:
-    return -x.tangents
+def _negate(out: Tensor, x: Any) -> Product:
+    return times(x, -1)
 
 
 @register_rule(torch.pow, Tensor.pow, Tensor.__pow__)
-def _power(out: Tensor, x: Any, exponent: Any) -> Tensor:
+def _power(out: Tensor, x: Any, exponent: Any) -> Tensor | Product:
     base, power = primal(x), primal(exponent)
     slope = None
     if type(x) is DualTensor:
@@ -74,6 +92,8 @@ def _power(out: Tensor, x: Any, exponent: Any) -> Tensor:
         )
         if isinstance(power, Tensor):
             slope = torch.where(power == 0, torch.zeros_like(slope), slope)
+        elif type(exponent) is not DualTensor:
+            return times(x, slope)
     growth = None
     if type(exponent) is DualTensor:
         logarithm = torch.log(torch.as_tensor(base, dtype=out.dtype, device=out.device))
@@ -82,5 +102,5 @@ def _power(out: Tensor, x: Any, exponent: Any) -> Tensor:
 
 
 @register_rule(Tensor.__rpow__)
-def _power_of(out: Tensor, exponent: Any, x: Any) -> Tensor:
+def _power_of(out: Tensor, exponent: Any, x: Any) -> Tensor | Product:
     return _power(out, x, exponent)

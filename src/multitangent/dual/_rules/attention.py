@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
+from multitangent._conditions import tracing
 from multitangent.dual._algebra import full_tangents, primal, tangents
 from multitangent.dual._registry import register_composite, register_rule
 
@@ -44,30 +46,32 @@ def _attention(
         weights = weights.nan_to_num(0.0)
     dbias = tangents(attn_mask, scores.ndim)
     given = [t for t in (dq, dk, dv, dbias) if t is not None]
-    result = given[0].new_empty(max(len(t) for t in given), *out.shape)
+    count = max(len(t) for t in given)
     # One tangent at a time: nothing has to be repeated K times, and what is at work is small.
     matrices = _Matrices(out.shape[:-2], given[0].dtype)
     q, k, v, weights = (matrices(x) for x in (q, k, v, weights))
+
+    def along(i: int, into: Tensor | None) -> Tensor:
+        dq_i, dk_i, dv_i, scores_i = (_row(t, i, matrices) for t in (dq, dk, dv, dbias))
+        for left, right in ((dq_i, k), (q, dk_i)):
+            if left is not None and right is not None:
+                known = weights if scores_i is None else scores_i.expand_as(weights)
+                beta = 0 if scores_i is None else 1
+                scores_i = torch.baddbmm(known, left, right.mT, beta=beta, alpha=scale)
+        if scores_i is None:
+            assert dv_i is not None
+            return torch.bmm(weights, dv_i, out=into)
+        # The Jacobian of softmax is symmetric, so this is the forward derivative too.
+        scores_i = scores_i.expand_as(weights).contiguous()
+        weights_i = torch.ops.aten._softmax_backward_data(scores_i, weights, -1, weights.dtype)
+        o = torch.bmm(weights_i, v, out=into)
+        return o if dv_i is None else o.baddbmm_(weights, dv_i)
+
+    if tracing() or any(is_functorch_wrapped_tensor(x) for x in (q, k, v, *given)):
+        return torch.stack([along(i, None) for i in range(count)]).reshape(count, *out.shape)
+    result = given[0].new_empty(count, *out.shape)
     for i, row in enumerate(result):
-        along, (dq_i, dk_i, dv_i) = None, (_row(t, i, matrices) for t in (dq, dk, dv))
-        if dq_i is not None:
-            along = torch.baddbmm(weights, dq_i, k.mT, beta=0, alpha=scale)
-        if dk_i is not None:
-            along = torch.baddbmm(
-                weights if along is None else along, q, dk_i.mT,
-                beta=0 if along is None else 1, alpha=scale,
-            )  # fmt: skip
-        if (dbias_i := _row(dbias, i, matrices)) is not None:
-            along = dbias_i if along is None else along + dbias_i
-        o = matrices(row)
-        if along is None:
-            o.zero_()
-        else:  # the Jacobian of softmax is symmetric, so this is the forward derivative too
-            along = along.expand_as(weights).contiguous()
-            along = torch.ops.aten._softmax_backward_data(along, weights, -1, weights.dtype)
-            torch.bmm(along, v, out=o)
-        if dv_i is not None:
-            o.baddbmm_(weights, dv_i)
+        along(i, matrices(row))
     return result
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import times
-from multitangent.dual._dual_tensor import DualTensor, Product
+from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._product import Product
 from multitangent.dual._registry import register_rule
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from multitangent.dual._registry import register_plain, register_rule
 
 _METHODS = """
-    __array__ __bool__ __contains__ __eq__ __float__ __floordiv__ __format__ __ge__ __gt__
+    __bool__ __contains__ __eq__ __float__ __floordiv__ __format__ __ge__ __gt__
     __hash__ __index__ __int__ __le__ __len__ __lt__ __ne__ all allclose any argmax argmin
     argsort bool ceil data_ptr detach dim dim_order element_size eq equal floor floor_divide ge
     get_device gt heaviside int is_complex is_conj is_contiguous is_cuda is_floating_point
     is_inference is_neg is_nonzero is_pinned is_same_size is_set_to is_shared is_signed isclose
     isfinite isinf isnan item le logical_and logical_not logical_or logical_xor long lt
-    ndimension ne nelement     nonzero numel numpy
+    ndimension ne nelement nonzero numel
     requires_grad_ retain_grad round sgn sign size storage_offset stride tolist trunc
     untyped_storage
 """.split()  # noqa: SIM905 (a list this long reads better as text)
@@ -31,6 +31,14 @@ register_plain(
     *[getattr(Tensor, name) for name in _METHODS if hasattr(Tensor, name)],
     *[getattr(torch, name) for name in _FUNCTIONS if hasattr(torch, name)],
 )
+
+
+@register_rule(Tensor.numpy, Tensor.__array__)
+def _leave(out: object, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    raise RuntimeError(
+        "A tensor that carries tangents should stay one of PyTorch's: NumPy would lose them. Found "
+        "a conversion to an array. Try `.detach()` before it, if no gradient is to pass."
+    )
 
 
 @register_rule(

@@ -23,6 +23,8 @@ def _sum(out: Tensor, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: 
     if x.primal.ndim == 0:
         return x.tangents
     axes = _axes(x, dim)
+    if x.is_pending and dtype is None:
+        return x.product.summed(x.primal.shape, axes, keepdim)
     t = full(x, *axes)
     return t.sum([axis + 1 for axis in axes], keepdim, dtype=dtype)
 
