@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from multitangent._function import forward_gradient
     from multitangent._simulated import SimulatedGradient
     from multitangent.aggregation import Best, Mean, Projection, Rescaled, Sum
+    from multitangent.learning_rate import AutoStep
     from multitangent.perturbation import Activations, Weights
     from multitangent.tangents import (
         Cone,
@@ -28,6 +29,7 @@ _HOMES = {
     "_function": ("forward_gradient",),
     "_simulated": ("SimulatedGradient",),
     "aggregation": ("Best", "Mean", "Projection", "Rescaled", "Sum"),
+    "learning_rate": ("AutoStep",),
     "perturbation": ("Activations", "Weights"),
     "tangents": (
         "Cone",
@@ -42,6 +44,7 @@ _HOMES = {
 
 __all__ = [
     "Activations",
+    "AutoStep",
     "Best",
     "Cone",
     "ForwardGradient",

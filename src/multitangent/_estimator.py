@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,10 +20,12 @@ from multitangent.aggregation import Aggregator, Projection
 from multitangent.dual import record_fallbacks
 from multitangent.perturbation import (
     Activations,
+    Line,
     Perturbation,
     Setting,
     Sweep,
     Weights,
+    line,
     micro_batch_size,
     normalizes_batches,
 )
@@ -62,6 +64,7 @@ class GradientEstimator(ABC):
         self._sizes: dict[Any, int] = {}
         self._graphs: dict[Any, CompiledStep | None] = {}
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
+        self._last_batch: tuple[Setting, Part] | None = None
         self._per_sample = PerSampleLoss(loss)
         if micro_batch != "auto" and (not isinstance(micro_batch, int) or micro_batch < 1):
             raise ValueError(
@@ -97,6 +100,7 @@ class GradientEstimator(ABC):
     def _one_step(self, batch: Part) -> Step:
         """One step, compiled if that is wanted and possible."""
         setting = self._setting(batch)
+        self._last_batch = setting, batch
         if self.compile:
             key = self._signature(batch)
             at_once = replace(setting, micro_batch=batch.size, store_tangents=True)
@@ -185,6 +189,35 @@ class GradientEstimator(ABC):
             for name, default in shown.items()
             if getattr(self, name) != default
         )
+
+    def along(self, direction: Mapping[str, Tensor], *, curvature: bool = True) -> Line:
+        """The loss of the last batch along a direction: its slope and curvature, per sample.
+
+        One pass of forward mode over forward mode at the parameters as they are now; dropout draws
+        the masks of the last step, batch normalisation uses the batch's statistics.
+
+        Args:
+            direction: Tensors by names of parameters; those without one stay where they are.
+            curvature: Whether to differentiate a second time.
+
+        Raises:
+            RuntimeError: Before the first step.
+            ValueError: If a direction does not fit a parameter.
+
+        Examples:
+            >>> from multitangent import ForwardGradient
+            >>> model = torch.nn.Linear(2, 1, bias=False)
+            >>> gradient = ForwardGradient(model, torch.nn.MSELoss())
+            >>> value = gradient(torch.ones(3, 2), torch.zeros(3, 1))
+            >>> gradient.along({"weight": torch.ones(1, 2)}).curvature  # of (w_1 + w_2)^2
+            tensor(8.)
+        """
+        if self._last_batch is None:
+            raise RuntimeError(
+                "`along` should be called after a step, whose batch it uses. Found none yet. Try "
+                "to call the gradient with a batch first."
+            )
+        return line(*self._last_batch, direction, curvature=curvature)
 
     @abstractmethod
     def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:

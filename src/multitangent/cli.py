@@ -38,12 +38,15 @@ def commands() -> dict[str, _Command]:
     """Returns the commands by name."""
     from multitangent._cli import _presets
     from multitangent.benchmarks.config import BenchConfig
+    from multitangent.search.config import SearchConfig, SuggestConfig
     from multitangent.training.config import CompareConfig, TrainConfig
 
     home = "multitangent._cli._commands"
     return {
         "train": _Command(TrainConfig, _presets.TRAIN, f"{home}:run_train"),
         "compare": _Command(CompareConfig, _presets.COMPARE, f"{home}:run_compare"),
+        "lr-search": _Command(SearchConfig, {}, "multitangent.search._command:run_search"),
+        "lr-suggest": _Command(SuggestConfig, {}, "multitangent.search._command:run_suggest"),
         "bench": _Command(BenchConfig, {}, "multitangent.benchmarks._command:run_bench"),
     }
 
@@ -83,7 +86,7 @@ def parse(arguments: Sequence[str]) -> tuple[_Command, Any]:
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    (command,) = (c for c in known.values() if isinstance(options.settings, c.config))
+    (command,) = (c for c in known.values() if type(options.settings) is c.config)
     return command, options
 
 

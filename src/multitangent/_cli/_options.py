@@ -26,7 +26,8 @@ class Options(Generic[Config]):
     """TOML file with any of these settings; for train and compare also patience, share, output
     and simulated."""
     preset: str | None = None
-    """Named settings to start from: demo or paper, where the command has them."""
+    """Named settings to start from: demo or paper, where the command has them, or a TOML file, such
+    as the preset.toml of a search."""
 
 
 def starting_point(
@@ -47,9 +48,12 @@ def starting_point(
     scan.add_argument("--config", nargs="?", type=Path)
     found, _ = scan.parse_known_args(arguments)
     if found.preset is not None:
-        if found.preset not in presets:
+        if found.preset.endswith(".toml"):
+            defaults = replace(defaults, **_read(Path(found.preset), defaults))  # type: ignore[type-var]
+        elif found.preset not in presets:
             raise _unknown("preset", found.preset, presets)
-        defaults = presets[found.preset]
+        else:
+            defaults = presets[found.preset]
     return replace(defaults, **_read(found.config, defaults)) if found.config else defaults  # type: ignore[type-var]
 
 

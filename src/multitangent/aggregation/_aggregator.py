@@ -83,8 +83,23 @@ class Aggregator(ABC):
         Raises:
             NotImplementedError: If there is no closed form.
         """
-        raise NotImplementedError(
-            f"`Rescaled` should wrap an aggregator whose expected length is known in closed form. "
+        raise self._no_closed_form()
+
+    def expected_alignment(self, num_tangents: int, dimension: int) -> float:
+        """``E[g . grad f] / |grad f|^2`` for independent normal tangents.
+
+        Args:
+            num_tangents: K.
+            dimension: n.
+
+        Raises:
+            NotImplementedError: If there is no closed form.
+        """
+        raise self._no_closed_form()
+
+    def _no_closed_form(self) -> NotImplementedError:
+        return NotImplementedError(
+            "`aggregator` should be one whose expected length is known in closed form. "
             f"Found {self!r}. Try Sum, Mean or Projection."
         )
 

@@ -26,3 +26,6 @@ class Mean(Aggregator):
 
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
         return (dimension + num_tangents + 1) / num_tangents
+
+    def expected_alignment(self, num_tangents: int, dimension: int) -> float:
+        return 1.0

@@ -61,6 +61,9 @@ class Projection(Aggregator):
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
         return min(num_tangents / dimension, 1.0)
 
+    def expected_alignment(self, num_tangents: int, dimension: int) -> float:
+        return min(num_tangents / dimension, 1.0)
+
 
 def _solved(gram: Tensor, jvps: Tensor, tolerance: float) -> Tensor | None:
     """``G^-1 d`` by Cholesky factors, ``None`` unless G is far from singular."""

@@ -41,3 +41,7 @@ class Rescaled(Aggregator):
 
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
         return 1.0
+
+    def expected_alignment(self, num_tangents: int, dimension: int) -> float:
+        alignment = self.inner.expected_alignment(num_tangents, dimension)
+        return alignment / self.inner.expected_squared_norm(num_tangents, dimension) ** 0.5

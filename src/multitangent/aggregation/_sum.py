@@ -24,3 +24,6 @@ class Sum(Aggregator):
 
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
         return num_tangents * (dimension + num_tangents + 1)
+
+    def expected_alignment(self, num_tangents: int, dimension: int) -> float:
+        return num_tangents

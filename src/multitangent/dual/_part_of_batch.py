@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from multitangent.dual._dispatch import result_of
+from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._kernels import FASTER
 from multitangent.dual._registry import COMPOSITES, function_name, is_query
 from multitangent.dual._reuse import EXPENSIVE, Primals, Recorded
@@ -39,7 +40,7 @@ class PartOfBatch(TorchFunctionMode):
         batch_size: The number of samples of the whole batch.
         statistics: What batch normalisation in training mode does. ``"update"``: as ever, for the
             whole batch. ``"hold"``: takes mean and variance from `recorded`, as constants.
-            ``"couple"``: as ever, but leaves the running averages alone.
+            ``"couple"``: as ever, tangents included, but leaves the running averages alone.
         recorded: What the whole batch leaves for its parts, filled by ``"update"`` and used by
             ``"hold"``; ``None`` records nothing.
 
@@ -188,6 +189,8 @@ class PartOfBatch(TorchFunctionMode):
         if not training:
             return func(input, running_mean, running_var, *rest)
         if self.statistics == "couple":
+            if type(input) is DualTensor:
+                return _normalized(input, weight, bias, eps)
             return func(input, None, None, *rest)
         if self.statistics == "hold":
             assert self.recorded is not None
@@ -225,6 +228,16 @@ class PartOfBatch(TorchFunctionMode):
             running_mean = running_var = None
         affine = weight, bias, use_input_stats
         return func(input, running_mean, running_var, *affine, *rest, **kwargs)
+
+
+def _normalized(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Batch normalisation whose statistics carry tangents too."""
+    axes = [0, *range(2, input.ndim)]
+    centered = input - input.mean(axes, keepdim=True)
+    standard = centered * (centered.square().mean(axes, keepdim=True) + eps).rsqrt()
+    channels = [-1, *[1] * (input.ndim - 2)]
+    scaled = standard if weight is None else standard * weight.reshape(channels)
+    return scaled if bias is None else scaled + bias.reshape(channels)
 
 
 _SPECIAL: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -2,6 +2,7 @@
 
 from multitangent.perturbation._activation_sweep import ActivationSweep
 from multitangent.perturbation._activations import Activations
+from multitangent.perturbation._line import Line, line
 from multitangent.perturbation._micro_batch import micro_batch_size
 from multitangent.perturbation._setting import (
     BoundPerturbation,
@@ -18,6 +19,7 @@ __all__ = [
     "ActivationSweep",
     "Activations",
     "BoundPerturbation",
+    "Line",
     "Perturbation",
     "Setting",
     "Site",
@@ -25,6 +27,7 @@ __all__ = [
     "Visitor",
     "Weights",
     "accumulate",
+    "line",
     "micro_batch_size",
     "normalizes_batches",
     "observed",

@@ -4,14 +4,23 @@ import csv
 import io
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from multitangent.training._files import write_text
+from multitangent.training._module import GradientModule
 
-COLUMNS = ("epoch", "step", "train_loss", "validation_loss", "validation_error", "seconds")
+COLUMNS = (
+    "epoch",
+    "step",
+    "learning_rate",
+    "train_loss",
+    "validation_loss",
+    "validation_error",
+    "seconds",
+)
 
 
 class MetricsFile(Callback):
@@ -40,6 +49,7 @@ class MetricsFile(Callback):
         measured: dict[str, float] = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
+            "learning_rate": cast(GradientModule, pl_module).learning_rate,
         }
         measured |= {name: value.item() for name, value in trainer.callback_metrics.items()}
         self.rows.append(measured | {"seconds": self._seconds})

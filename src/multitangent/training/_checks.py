@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from multitangent.training._errors import ConfigError
 
@@ -41,8 +41,10 @@ def check_fields(config: Any, at_least: Mapping[str, int]) -> None:
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """Returns `value` as the type `hint`."""
-    if get_origin(hint) is UnionType:  # every union here is with None
-        return None if value is None else _checked(name, value, get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):  # every union here is with None, some with a word
+        first, *others = get_args(hint)
+        words = [word for other in others for word in get_args(other)]
+        return value if value is None or value in words else _checked(name, value, first)
     if get_origin(hint) is Literal:
         return _choice(name, value, get_args(hint))
     if get_origin(hint) is tuple:

@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from multitangent import AutoStep
 from multitangent.data import Batches
 from multitangent.training._errors import NonFiniteLoss
 from multitangent.training._gradients import Gradient
@@ -34,6 +35,13 @@ class GradientModule(LightningModule):
         self.gradient = gradient
         self.optimizer = optimizer
         self.loss = nn.CrossEntropyLoss()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        if isinstance(self.optimizer, AutoStep):
+            return self.optimizer.rate or 0.0
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer

@@ -3,6 +3,7 @@
 import json
 import platform
 import tomllib
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,14 +60,16 @@ def _check_same_run(config: TrainConfig, stored: TrainConfig, folder: Path) -> N
         )
 
 
-def to_toml(config: TrainConfig) -> str:
+def to_toml(config: TrainConfig, without: Sequence[str] = ()) -> str:
     """Returns `config` as a TOML file; `resume` concerns one call only and is left out.
 
     Examples:
         >>> print(to_toml(TrainConfig(width=64).resolved()).splitlines()[2])
         width = 64
     """
-    values = {name: value for name, value in as_json(config).items() if name != "resume"}
+    values = {
+        name: value for name, value in as_json(config).items() if name not in ("resume", *without)
+    }
     lines = (f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None)
     return "\n".join(lines) + "\n"
 

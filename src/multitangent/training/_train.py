@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
+from multitangent import AutoStep
+from multitangent._estimator import GradientEstimator
 from multitangent.data import Dataset, load_dataset
 from multitangent.models import fully_connected
 from multitangent.training._callbacks import MetricsFile
@@ -70,7 +72,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
         run_dir=folder,
         gradient=config.gradient,
         num_tangents=None if config.gradient == "backpropagation" else config.num_tangents,
-        learning_rate=module.optimizer.param_groups[0]["lr"],
+        learning_rate=module.learning_rate,
         epochs=len(rows),
         best_epoch=int(best_row["epoch"]),
         validation_loss=best_row["validation_loss"],
@@ -89,6 +91,10 @@ def _build_module(config: TrainConfig, dataset: Dataset, device: torch.device) -
         torch.manual_seed(config.seed)
         model = fully_connected(dataset.image_shape, dataset.num_classes, config.width)
     model.to(device)
-    optimizer = build_optimizer(config.optimizer, model.parameters(), config.learning_rate)
     gradient = build_gradient(config, model, nn.CrossEntropyLoss())
+    rate = 1.0 if config.learning_rate == "auto" else config.learning_rate
+    optimizer = build_optimizer(config.optimizer, model.parameters(), rate)
+    if config.learning_rate == "auto":
+        assert isinstance(gradient, GradientEstimator)
+        optimizer = AutoStep(optimizer, gradient)
     return GradientModule(model, gradient, optimizer)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from tyro.conf import Suppress
 
 from multitangent.training._checks import check_fields
+from multitangent.training._errors import ConfigError
 from multitangent.training._learning_rates import default_learning_rate
 
 Gradient = Literal["backpropagation", "single", "sum", "mean", "projection"]
@@ -77,8 +78,9 @@ class TrainConfig(_Settings):
 
     gradient: Gradient = "projection"
     """The gradient; single: the forward gradient of one tangent."""
-    learning_rate: float | None = None
-    """By default one that is known to suit, and for optimizers other than SGD that of torch."""
+    learning_rate: float | Literal["auto"] | None = None
+    """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
+    set by the curvature along the steps."""
     resume: bool = False
     """Continue a run that was interrupted, or one that is to have more epochs."""
     tensorboard: bool = False
@@ -94,6 +96,11 @@ class TrainConfig(_Settings):
         if config.gradient == "single":
             config = replace(config, num_tangents=1)
         if config.gradient == "backpropagation":
+            if config.learning_rate == "auto":
+                raise ConfigError(
+                    "`learning_rate` should be a number for backpropagation: 'auto' asks for a "
+                    "forward gradient. Found 'auto'. Try another --gradient."
+                )
             names = ("num_tangents", "tangents", "perturb", "share", "output", "simulated")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
         if config.learning_rate is None and config.optimizer == "SGD":

@@ -1,0 +1,1 @@
+"""Experiments as values: what to run, what to store, what to draw."""

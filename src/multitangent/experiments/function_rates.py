@@ -1,0 +1,133 @@
+"""Learning rates on closed-form functions: searched, suggested, and set by the curvature.
+
+Run as ``python -m multitangent.experiments.function_rates FOLDER``. Every case is stored as it
+ends, and not run again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from math import nan
+from pathlib import Path
+
+import torch
+
+from multitangent import Mean, Normal, Projection
+from multitangent.aggregation import Aggregator
+from multitangent.functions import FUNCTIONS, Estimate, Function, TrueGradient, descend
+from multitangent.learning_rate import StepRule, suggest
+from multitangent.training._files import write_text
+
+DIMENSIONS = (16, 64, 256, 1024)
+TANGENTS = (1, 2, 4, 16)
+AGGREGATORS: dict[str, Aggregator] = {"mean": Mean(), "projection": Projection()}
+SEEDS = 5
+CLOSE = 0.05  # of the initial gap to the minimum: what counts as no worse
+
+
+@dataclass(frozen=True)
+class Case:
+    """One function, dimension, number of tangents and aggregator."""
+
+    function: str
+    dimension: int
+    num_tangents: int
+    aggregator: str
+
+    @property
+    def name(self) -> str:
+        """For files."""
+        return f"{self.function}-{self.dimension}-{self.aggregator}-{self.num_tangents}"
+
+
+def cases() -> Iterator[Case]:
+    """All cases, quick functions first."""
+    for function in ("sphere", "styblinski-tang", "rosenbrock"):
+        for dimension in DIMENSIONS:
+            for count in TANGENTS:
+                for aggregator in AGGREGATORS:
+                    yield Case(function, dimension, count, aggregator)
+
+
+def reference_rate(function: Function, dimension: int) -> tuple[float, float]:
+    """The best rate of the true gradient and the value that it reaches.
+
+    Of the rates that come as near to the least value as 1 % of the initial gap, the one that is
+    there first.
+    """
+    rates = torch.logspace(-6, 0, 121, dtype=torch.float64)
+    found = descend(function, dimension, TrueGradient(), rates, seeds=1)
+    least = float(found.best.min())
+    near = least + 0.01 * gap(function, dimension)
+    again = descend(function, dimension, TrueGradient(), rates, seeds=1, target=near)
+    steps = torch.where(again.reached < 0, torch.iinfo(torch.int64).max, again.reached)[:, 0]
+    return float(rates[steps.argmin()]), least
+
+
+def gap(function: Function, dimension: int) -> float:
+    """From the first value to the minimum."""
+    return float(function(function.start_point(dimension))) - dimension * function.minimum
+
+
+def run(case: Case, reference: float) -> dict[str, object]:
+    """Search, suggestion and self-set rate of one case, as one row of the table."""
+    function, n = FUNCTIONS[case.function], case.dimension
+    aggregator = AGGREGATORS[case.aggregator]
+    estimate = Estimate(Normal(case.num_tangents), aggregator)
+    suggested = suggest(
+        reference, num_tangents=case.num_tangents, dimension=n, aggregator=aggregator
+    )
+    begun = time.perf_counter()
+    # Eight rates a decade around the suggestion, which is one of them.
+    rates = suggested * 10 ** (torch.arange(-20, 11, dtype=torch.float64) / 8)
+    found = descend(function, n, estimate, rates, seeds=SEEDS)
+    means = found.best.mean(1)
+    best = int(means.argmin())
+    own = float(means[20])
+    selfset = nan
+    if case.function != "rosenbrock" or case.num_tangents in (1, 16):
+        selfset = float(descend(function, n, estimate, StepRule(), seeds=SEEDS).best.mean())
+    allowed = float(means[best]) + CLOSE * gap(function, n)
+    return {
+        **asdict(case),
+        "reference_rate": reference,
+        "suggested_rate": suggested,
+        "searched_rate": float(rates[best]),
+        "initial_gap": gap(function, n),
+        "value_suggested": own,
+        "value_searched": float(means[best]),
+        "value_self_set": selfset,
+        "suggested_is_no_worse": own <= allowed,
+        "self_set_is_no_worse": selfset <= allowed,
+        "seconds": round(time.perf_counter() - begun, 1),
+    }
+
+
+def main(folder: Path) -> None:
+    """Run what is missing, one file a case, and write the table."""
+    stored = folder / "cases"
+    stored.mkdir(parents=True, exist_ok=True)
+    references: dict[str, tuple[float, float]] = {}
+    rows = []
+    for case in cases():
+        path = stored / f"{case.name}.json"
+        if not path.exists():
+            key = f"{case.function}-{case.dimension}"
+            if key not in references:
+                references[key] = reference_rate(FUNCTIONS[case.function], case.dimension)
+            write_text(path, json.dumps(run(case, references[key][0])) + "\n")
+        rows.append(json.loads(path.read_text(encoding="utf-8")))
+        print(rows[-1], flush=True)
+    with (folder / "functions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

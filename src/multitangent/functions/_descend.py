@@ -1,0 +1,229 @@
+"""Gradient descent on closed-form functions, for all learning rates and seeds at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitangent._coefficients import combination
+from multitangent.aggregation import Aggregator
+from multitangent.dual import DualTensor
+from multitangent.functions._functions import Function
+from multitangent.learning_rate import StepRule
+from multitangent.tangents import Block, Request, Stream, Tangents, TangentSource
+
+
+@dataclass(frozen=True)
+class TrueGradient:
+    """The gradient itself, by backpropagation, to compare with."""
+
+    def __call__(self, function: Function, points: Tensor, step: int) -> Tensor:
+        with torch.enable_grad():
+            x = points.detach().requires_grad_()
+            return torch.autograd.grad(function(x).sum(), x)[0]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The forward gradient of K tangents, which all learning rates of a seed share.
+
+    Args:
+        tangents: Where the tangents come from.
+        aggregator: How the directional derivatives are combined.
+    """
+
+    tangents: TangentSource
+    aggregator: Aggregator
+
+    def __call__(self, function: Function, points: Tensor, step: int) -> Tensor:
+        """The estimates ``[R, S, n]`` at points ``[R, S, n]`` of R rates and S seeds."""
+        rates, seeds, dimension = points.shape
+        request = Request(
+            Stream(0, step), 0, (dimension,), range(seeds), 0, points.dtype, points.device
+        )
+        drawn = Tangents()
+        block = Block(self.tangents, request, store=True)
+        drawn.add("x", block)
+        rows = block.rows().expand(-1, seeds, -1)  # [K, S, n]
+        values = function(DualTensor(points, rows.unsqueeze(1)))
+        assert isinstance(values, DualTensor)
+        jvps = values.tangents.expand(-1, rates, seeds)  # [K, R, S]
+        gram = drawn.gram().expand(seeds, -1, -1)
+        if rates == 1:  # one problem per seed
+            weights = self._coefficients(gram, jvps[:, 0], dimension).unsqueeze(1)
+        else:  # one Gram matrix per seed, which all rates share
+            of_seeds = zip(gram, jvps.unbind(2), strict=True)
+            weights = torch.stack([self._coefficients(g, d, dimension) for g, d in of_seeds], 2)
+        return torch.einsum("krs,ksn->rsn", weights.to(rows.dtype), rows)
+
+    def _coefficients(self, gram: Tensor, jvps: Tensor, dimension: int) -> Tensor:
+        combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
+        return combined.coefficients
+
+
+Gradient = TrueGradient | Estimate
+
+_DIVERGED = 1e12  # times the first value
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What descent reached, for R learning rates and S seeds.
+
+    Attributes:
+        rates: ``[R]``; where a rule set it, the last one, as the mean over the seeds.
+        best: The least value on the way, ``[R, S]``.
+        best_step: The step at which it was reached, ``[R, S]``.
+        steps: How many steps were taken, ``[R, S]``.
+        reached: The step at which the target was first reached, -1 if it was not, ``[R, S]``.
+    """
+
+    rates: Tensor
+    best: Tensor
+    best_step: Tensor
+    steps: Tensor
+    reached: Tensor
+
+
+@torch.no_grad()
+def descend(
+    function: Function,
+    dimension: int,
+    gradient: Gradient,
+    rates: Tensor | StepRule,
+    *,
+    seeds: int = 5,
+    steps: int | None = None,
+    patience: int = 50,
+    target: float = -inf,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] = lambda step, steps: None,
+) -> Descent:
+    """Gradient descent from a function's start point, R learning rates and S seeds as one batch.
+
+    Every trajectory is what it would be alone: its tangents are a function of its seed, the step
+    and nothing else. One that has not improved for `patience` steps is stopped (Section IV-B).
+
+    Args:
+        function: What is minimised.
+        dimension: n.
+        gradient: The true gradient or an estimate.
+        rates: The learning rates, ``[R]``; or a rule that sets one for each seed, R = 1.
+        seeds: S; seeds are counted from 0.
+        steps: How many steps at most, by default the function's own.
+        patience: Steps without improvement after which a trajectory is stopped.
+        target: The value to reach.
+        dtype: Of the points.
+        progress: Called now and then with the count of the step and of all steps.
+
+    Raises:
+        ValueError: If a number is below 1 or a rate not positive.
+
+    Examples:
+        >>> from multitangent import Normal, Projection
+        >>> from multitangent.functions import FUNCTIONS
+        >>> estimate = Estimate(Normal(4), Projection())
+        >>> found = descend(FUNCTIONS["sphere"], 16, estimate, torch.tensor([0.5, 0.05]), seeds=3)
+        >>> found.best.shape, bool((found.best < 1e-6).all())
+        (torch.Size([2, 3]), True)
+    """
+    tried = torch.ones(1) if isinstance(rates, StepRule) else rates
+    _check(dimension, tried, seeds, patience)
+    schedule = _SelfSet(function, rates) if isinstance(rates, StepRule) else _Constant(tried)
+    limit = function.steps if steps is None else steps
+    start = function.start_point(dimension, dtype)
+    points = start.expand(len(tried), seeds, -1).clone()
+    best = function(points).to(torch.float64)
+    bound = _DIVERGED * (1 + best.max().abs())
+    best_step = torch.zeros(len(tried), seeds, dtype=torch.int64)
+    taken = torch.zeros_like(best_step)
+    reached = torch.where(best <= target, 0, -1)
+    active = torch.arange(len(tried))
+    running = torch.ones(len(tried), seeds, dtype=torch.bool)
+    for step in range(1, limit + 1):
+        update = -gradient(function, points, step)
+        rate = schedule(points, update, active)
+        points = torch.addcmul(points, update, rate.unsqueeze(-1).to(dtype))
+        values = function(points).to(torch.float64)
+        within = values.abs() < bound
+        points = torch.where(within.unsqueeze(-1), points, start)  # nothing there is a number
+        ran = running[active]
+        improved = ran & within & (values < best[active])
+        best[active] = torch.where(improved, values, best[active])
+        best_step[active] = torch.where(improved, step, best_step[active])
+        there = ran & within & (values <= target) & (reached[active] < 0)
+        reached[active] = torch.where(there, step, reached[active])
+        taken[active] = torch.where(ran, step, taken[active])
+        running[active] = ran & (step - best_step[active] < patience) & within
+        if step % 10 == 0:
+            progress(step, limit)
+            going = running[active].any(1)
+            if not going.all():
+                active, points = active[going], points[going]
+            if not len(active):
+                break
+    return Descent(schedule.rates(), best, best_step, taken, reached)
+
+
+class _Constant:
+    """Every trajectory's own learning rate, from beginning to end."""
+
+    def __init__(self, rates: Tensor) -> None:
+        self._rates = rates
+
+    def __call__(self, points: Tensor, update: Tensor, active: Tensor) -> Tensor:
+        return self._rates[active].unsqueeze(1)
+
+    def rates(self) -> Tensor:
+        return self._rates
+
+
+class _SelfSet:
+    """What `AutoStep` does, for every seed: a rate from slope and curvature along the updates."""
+
+    def __init__(self, function: Function, rule: StepRule) -> None:
+        self._function = function
+        self._rule = replace(rule)
+        self._update: Tensor | None = None
+        self._began = torch.zeros(())
+
+    def __call__(self, points: Tensor, update: Tensor, active: Tensor) -> Tensor:
+        if self._update is None:
+            rate = self._rule.begin(*self._along(points, update))
+        else:
+            slope, curvature = self._along(points, self._update)
+            length = self._update.double().square().sum(-1)
+            noise = torch.zeros_like(slope)
+            rate = self._rule.update(slope, curvature, length, noise, self._began)
+        self._update = update
+        self._began = self._slope(points, update)
+        return rate
+
+    def _slope(self, points: Tensor, update: Tensor) -> Tensor:
+        values: Any = self._function(DualTensor(points, update.unsqueeze(0)))
+        return values.tangents[0]
+
+    def _along(self, points: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope and curvature ``[R, S]``: forward mode over forward mode."""
+        found: Any = torch.func.jvp(lambda x: self._slope(x, update), (points,), (update,))
+        return found[0], found[1]
+
+    def rates(self) -> Tensor:
+        assert self._rule.rate is not None
+        return self._rule.rate.mean(1)
+
+
+def _check(dimension: int, rates: Tensor, seeds: int, patience: int) -> None:
+    for name, value in (("dimension", dimension), ("seeds", seeds), ("patience", patience)):
+        if value < 1:
+            raise ValueError(f"`{name}` should be at least 1. Found {value}.")
+    if rates.ndim != 1 or not len(rates) or not (rates > 0).all() or not rates.isfinite().all():
+        raise ValueError(
+            "`rates` should be a vector of positive learning rates. Found "
+            f"{rates.tolist() if rates.numel() < 10 else list(rates.shape)}."
+        )

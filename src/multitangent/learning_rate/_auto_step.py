@@ -1,0 +1,148 @@
+"""An optimizer whose learning rate sets itself, without a backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from multitangent._estimator import GradientEstimator
+from multitangent.learning_rate._rule import StepRule
+
+
+class AutoStep(Optimizer):
+    """Scales the steps of any optimizer by slope and curvature of the loss along them.
+
+    The loss of the current batch is differentiated twice along the last update u, at the point it
+    has led to: one pass of forward mode over forward mode, in which u takes the part of a tangent.
+    Slope ``u . grad f`` and curvature ``u^T H u`` say how long the step should have been. The batch
+    is not the one that u was made from, so that its noise does not flatter the step; how much
+    that one promised is one more pass, and how the slopes of the samples differ comes for free.
+    `StepRule` makes a rate of them.
+
+    Args:
+        optimizer: Any optimizer of `torch.optim`. Its learning rates count relative to each other
+            only, and best are 1; schedulers of it act on top.
+        gradient: Whose last batch is differentiated: call it before `step`, in every step.
+        rule: How slopes and curvatures become a rate.
+        every: One step in so many is measured.
+
+    Raises:
+        ValueError: If `every` is below 1.
+
+    Examples:
+        >>> from torch import nn
+        >>> from multitangent import AutoStep, ForwardGradient
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 3))
+        >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss())
+        >>> optimizer = AutoStep(torch.optim.SGD(model.parameters(), lr=1.0), gradient)
+        >>> x = torch.randn(64, 20)
+        >>> y = x[:, :3].argmax(1)
+        >>> for _ in range(200):
+        ...     optimizer.zero_grad()
+        ...     value = gradient(x, y)
+        ...     optimizer.step()
+        >>> bool(value < 0.2)
+        True
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        gradient: GradientEstimator,
+        rule: StepRule | None = None,
+        every: int = 10,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"`every` should be at least 1. Found {every}.")
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+        self.state = optimizer.state
+        self.gradient = gradient
+        self.rule = StepRule() if rule is None else rule
+        self.every = every
+        self._update: dict[str, Tensor] | None = None
+        self._began = torch.zeros(())
+        self._steps = 0
+
+    @property
+    def rate(self) -> float | None:
+        """By what the last update of the optimizer was multiplied."""
+        return None if self.rule.rate is None else float(self.rule.rate)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the optimizer, at the rate found.
+
+        Args:
+            closure: Computes the gradient once more, if given.
+
+        Raises:
+            RuntimeError: If the gradient has not been called yet.
+        """
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        if self._update is not None and self._steps % self.every == 0:
+            self._measure(self._update)
+        before = {name: p.detach().clone() for name, p in self._parameters().items()}
+        self.optimizer.step()
+        update = {name: p.detach() - before[name] for name, p in self._parameters().items()}
+        if self._update is None:
+            self._restore(before)
+            found = self.gradient.along(update)
+            self.rule.begin(found.slope, found.curvature)
+            self._began = found.slope
+        elif (self._steps + 1) % self.every == 0:
+            self._restore(before)
+            self._began = self.gradient.along(update, curvature=False).slope
+        for name, parameter in self._parameters().items():
+            parameter.copy_(torch.add(before[name], update[name], alpha=self.rate or 0.0))
+        self._update = update
+        self._steps += 1
+        return value
+
+    def _measure(self, update: dict[str, Tensor]) -> None:
+        found = self.gradient.along(update)
+        length = torch.stack([u.double().square().sum() for u in update.values()]).sum()
+        self.rule.update(
+            found.slope, found.curvature, length, found.slope_variance, self._began, self.every
+        )
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """What the optimizer trains, by the names that the model has for it."""
+        own = {id(p) for group in self.param_groups for p in group["params"]}
+        named = self.gradient.model.named_parameters()
+        return {name: p for name, p in named if id(p) in own and p.requires_grad}
+
+    def _restore(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self._parameters().items():
+            parameter.copy_(values[name])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the optimizer, and what the rule has met."""
+        own = {"update": self._update, "began": self._began, "steps": self._steps}
+        return self.optimizer.state_dict() | {"auto_step": own | {"rule": self.rule.state_dict()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        own = state_dict["auto_step"]
+        self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "auto_step"})
+        self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
+        self.rule.load_state_dict(own["rule"])
+        self._update, self._began, self._steps = own["update"], own["began"], own["steps"]
+
+    def __repr__(self) -> str:
+        return (
+            f"AutoStep({self.optimizer!r}, {self.gradient!r}, rule={self.rule!r}, "
+            f"every={self.every})"
+        )

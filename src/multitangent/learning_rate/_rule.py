@@ -1,0 +1,113 @@
+"""The learning rate that slopes and curvatures along the steps so far ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class StepRule:
+    """Rate = progress / curvature, averaged over steps; any number of them side by side.
+
+    After a step ``x <- x + rate u`` the loss is differentiated twice along u where it has led. With
+    slope s and curvature c there, the slope where the step began was ``s - rate c``, for a
+    quadratic loss, and its best rate ``(rate c - s) / c``. Numerator and denominator, for u of
+    length 1, are averaged apart: over random directions their ratio tends to
+    ``E[-u . grad f] / E[u^T H u]``, the rate of the largest expected decrease.
+
+    - *Noise.* The slope of the batch that u was made from promises more progress P than that of
+      another batch, p. The rate of the largest decrease in one step is p/c. Over many steps noise
+      averages out and curved directions come to rest, so that it is too small; P/c, which takes
+      noise for progress, is too large. The rate is ``sqrt(p P) / c``, between the two.
+    - *Averages* reach as far back as it takes for the standard error of the mean progress to fall
+      below `accuracy` of it; until it is known to be positive the rate stays.
+    - *Negative curvature* counts as none: there the rate grows for as long as it lasts. A curvature
+      above the average counts at once, before the step that would be too long.
+    - *Caution.* The first rate is a fraction of the best one along the first direction, and none
+      is more than `growth` times the one before.
+
+    Args:
+        caution: That fraction.
+        growth: The largest factor between the rates of two steps.
+        accuracy: Of the mean progress, relative.
+        shortest: Steps to average over at least.
+        longest: Steps to average over at most.
+
+    Attributes:
+        rate: Of the next step, ``[...]``; ``None`` before the first.
+    """
+
+    caution: float = 0.1
+    growth: float = 1.02
+    accuracy: float = 0.1
+    shortest: float = 4.0
+    longest: float = 1000.0
+    rate: Tensor | None = field(default=None, init=False, repr=False)
+    _count: Tensor | None = field(default=None, init=False, repr=False)
+    # Means of the progress for another batch, for its own, of the curvature, of the variance.
+    _means: Tensor | None = field(default=None, init=False, repr=False)
+
+    def begin(self, slope: Tensor, curvature: Tensor) -> Tensor:
+        """The first rate, from slope and curvature ``[...]`` along the step where it begins."""
+        best = (-slope / curvature).double().abs()
+        self.rate = self.caution * best.nan_to_num(1.0, 1.0)
+        return self.rate
+
+    def update(
+        self,
+        slope: Tensor,
+        curvature: Tensor,
+        squared_length: Tensor,
+        variance: Tensor,
+        began: Tensor,
+        steps: int = 1,
+    ) -> Tensor:
+        """The rate of the next step, from where the last one has led, all ``[...]``.
+
+        Args:
+            slope: ``u . grad f``, with u the step at rate 1.
+            curvature: ``u^T H u``.
+            squared_length: ``|u|^2``.
+            variance: Of `slope`, as the mean over a batch.
+            began: The slope where the step began, for the batch that u was made from.
+            steps: How many steps there were since the last call.
+        """
+        if self.rate is None:
+            raise RuntimeError("`update` should follow `begin`. Found no rate yet.")
+        unit = 1 / squared_length.double()
+        new = torch.stack(
+            [
+                (self.rate * curvature - slope) * unit,
+                -began * unit,
+                curvature.clamp(min=0) * unit,
+                variance * unit.square(),
+            ]
+        )
+        usable = new.isfinite().all(0)
+        known = torch.zeros_like(new) if self._means is None else self._means
+        count = usable.double() + (0.0 if self._count is None else self._count)
+        needed = (known[3] / (self.accuracy * known[0]).square()).nan_to_num(1.0)
+        reach = torch.minimum(needed.clamp(self.shortest, self.longest), count.clamp(min=1))
+        means = torch.where(usable, known + (new - known) / reach, known)
+        self._means, self._count = means, count
+        progress, promised, curved, noise = means
+        met = torch.where(usable, torch.maximum(curved, new[2]), curved)
+        best = ((progress * promised).sqrt() / met).nan_to_num(torch.inf, torch.inf)
+        best = torch.minimum(best, self.growth**steps * self.rate)
+        certain = (progress > 2 * (noise / reach).sqrt()) & (promised > 0)
+        self.rate = torch.where(certain, best, self.rate)
+        return self.rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has met so far."""
+        return {"rate": self.rate, "count": self._count, "means": self._means}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.rate, self._count, self._means = (
+            state_dict[name] for name in ("rate", "count", "means")
+        )

@@ -1,0 +1,126 @@
+"""The loss along a line through the parameters: slope and curvature, without a backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from multitangent._batch import Part, arguments
+from multitangent.dual import DualTensor
+from multitangent.perturbation._setting import Setting, normalizes_batches, split_dual
+
+
+@dataclass(frozen=True)
+class Line:
+    """The loss ``f(x + t u)`` at t = 0, with its first two derivatives by t.
+
+    Attributes:
+        losses: Of the samples, ``[B]``.
+        slopes: ``u . grad f`` of the samples, ``[B]``.
+        curvatures: ``u^T H u`` of the samples, ``[B]``.
+        scale: What sums over the samples are multiplied by to give the batch's loss: 1/B for a
+            mean.
+    """
+
+    losses: Tensor
+    slopes: Tensor
+    curvatures: Tensor
+    scale: float
+
+    @property
+    def loss(self) -> Tensor:
+        """Of the batch."""
+        return self.scale * self.losses.sum()
+
+    @property
+    def slope(self) -> Tensor:
+        """Of the batch's loss."""
+        return self.scale * self.slopes.sum()
+
+    @property
+    def curvature(self) -> Tensor:
+        """Of the batch's loss."""
+        return self.scale * self.curvatures.sum()
+
+    @property
+    def slope_variance(self) -> Tensor:
+        """Of `slope`, from how the samples differ; 0 for one sample."""
+        size = len(self.slopes)
+        if size == 1:
+            return torch.zeros_like(self.slope)
+        return self.scale**2 * size * self.slopes.var()
+
+
+@torch.no_grad()
+def line(
+    setting: Setting, batch: Part, direction: Mapping[str, Tensor], *, curvature: bool = True
+) -> Line:
+    """Differentiate the loss twice along a direction: forward mode over dual tensors.
+
+    Batch normalisation takes part with the statistics of the whole batch, which are differentiated
+    too, and leaves its running averages alone.
+
+    Args:
+        setting: The step, whose dropout masks are used.
+        batch: The batch.
+        direction: Tensors by names of parameters; those without one stay where they are.
+        curvature: Whether to differentiate a second time; otherwise curvatures are NaN.
+
+    Raises:
+        ValueError: If a direction is not of its parameter's shape, or belongs to none.
+    """
+    model = setting.model
+    parameters = _parameters(model, direction)
+    split = batch.size if any(map(normalizes_batches, model.modules())) else setting.micro_batch
+    parts = []
+    for part in batch.split(split):
+
+        def along(values: dict[str, Tensor], part: Part = part) -> tuple[Tensor, Tensor]:
+            duals: dict[str, Tensor] = {
+                name: DualTensor(value, direction[name].to(value.dtype).unsqueeze(0))
+                for name, value in values.items()
+            }
+            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            args, kwargs = arguments(part.inputs)
+            output = functional_call(model, duals | buffers, args, kwargs)
+            losses, slopes = split_dual(setting.losses(output, part), part.size)
+            return slopes[0], losses
+
+        with setting.part_of_batch(part, "couple"), sdpa_kernel(SDPBackend.MATH):
+            slopes, curvatures, losses = _differentiated(along, parameters, direction, curvature)
+        parts.append((losses, slopes, curvatures))
+    losses, slopes, curvatures = (torch.cat(values) for values in zip(*parts, strict=True))
+    return Line(losses, slopes, curvatures, setting.scale(batch))
+
+
+def _differentiated(
+    along: Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]],
+    parameters: dict[str, Tensor],
+    direction: Mapping[str, Tensor],
+    curvature: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not curvature:
+        slopes, losses = along(parameters)
+        return slopes, torch.full_like(slopes, torch.nan), losses
+    tangents = {name: direction[name].to(p.dtype) for name, p in parameters.items()}
+    found: Any = jvp(along, (parameters,), (tangents,), has_aux=True)
+    slopes, curvatures, losses = found
+    return slopes, curvatures, losses
+
+
+def _parameters(model: nn.Module, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    known = dict(model.named_parameters())
+    for name, value in direction.items():
+        if name not in known or known[name].shape != value.shape:
+            found = list(known[name].shape) if name in known else "no parameter of that name"
+            raise ValueError(
+                "`direction` should hold tensors of the shapes of parameters, by name. Found "
+                f"{list(value.shape)} for {name!r}, which is {found}."
+            )
+    return {name: known[name].detach() for name in direction}

@@ -1,0 +1,1 @@
+"""Searching and suggesting learning rates."""
