@@ -219,3 +219,46 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MULTITANGENT_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="`epochs` should be at least 1"):
         main(["train", "--epochs", "0"])
+
+
+def test_lr_suggest(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--reference-rate", "0.5", "--num-tangents", "16", "--dimension", "64"]
+    assert main(["lr-suggest", *arguments, "--aggregator", "mean", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["learning_rate"] == pytest.approx(8 / 81)
+    assert main(["lr-suggest", *arguments, "--headroom", "inf"]) == 0
+    assert capsys.readouterr().out == "learning rate 2\n"
+    assert main(["lr-suggest", "--reference-rate", "-1"]) == 2
+    assert "`reference_rate` should be positive and finite. Found -1.0" in capsys.readouterr().err
+
+
+def test_lr_search_and_its_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, trained = tmp_path / "found", tmp_path / "trained"
+    few = ["--epochs", "1", "--trials", "2", "--run-dir", str(found)]
+    shorter = SMALL[:-2]  # the device is no option of a search
+    assert main(["lr-search", *shorter, *few, "--json"]) == 0
+    rate = json.loads(capsys.readouterr().out)["learning_rate"]
+    preset = ["--preset", str(found / "preset.toml")]
+    assert main(["train", *preset, "--run-dir", str(trained), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["learning_rate"] == rate
+    assert main(["train", "--preset", "nowhere.toml"]) == 2
+    assert "should be a TOML file. Found 'nowhere.toml'" in capsys.readouterr().err
+
+
+def test_a_learning_rate_that_sets_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "auto"
+    arguments = ["train", *SMALL, "--batch-size", "16", "--learning-rate", "auto", "--epochs"]
+    assert main([*arguments, "3", "--run-dir", str(folder)]) == 0
+    rates = pd.read_csv(folder / "metrics.csv")["learning_rate"]
+    assert rates.nunique() == 3
+    parts = tmp_path / "parts"
+    assert main([*arguments, "2", "--run-dir", str(parts)]) == 0
+    assert main([*arguments, "3", "--run-dir", str(parts), "--resume"]) == 0
+    resumed = pd.read_csv(parts / "metrics.csv").drop(columns="seconds")
+    pd.testing.assert_frame_equal(
+        resumed, pd.read_csv(folder / "metrics.csv").drop(columns="seconds")
+    )
+
+
+def test_backpropagation_has_no_rate_that_sets_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--gradient", "backpropagation", "--learning-rate", "auto"]) == 2
+    assert "`learning_rate` should be a number for backpropagation" in capsys.readouterr().err

@@ -73,7 +73,8 @@ def test_run_folder(whole: TrainResult) -> None:
 
 def test_metrics(whole: TrainResult) -> None:
     table = whole.metrics()
-    columns = ["epoch", "step", "train_loss", "validation_loss", "validation_error", "seconds"]
+    columns = ["epoch", "step", "learning_rate", "train_loss", "validation_loss"]
+    columns += ["validation_error", "seconds"]
     assert list(table) == columns
     assert table["epoch"].tolist() == [1, 2, 3, 4]
     assert table["step"].tolist() == [9, 18, 27, 36]

@@ -80,8 +80,12 @@ class Product:
         total: Tensor | None = None
         for t, factor in self.terms:
             if isinstance(factor, Tensor):
+                # An axis along which tangents are constant is one of rows, not of matrices.
+                varying = [axis for axis, size in enumerate(t.shape[1:]) if size > 1]
+                rows = t.reshape(len(t), *[t.shape[axis + 1] for axis in varying])
+                own = "".join(letters[axis] for axis in varying)
                 whole = factor.to(t.dtype).expand(shape)
-                term = torch.einsum(f"Z{letters},{letters}->Z{kept}", t, whole)
+                term = torch.einsum(f"Z{own},{letters}->Z{kept}", rows, whole)
             else:
                 sizes = [size if axis in axes else -1 for axis, size in enumerate(shape)]
                 term = t.expand(-1, *sizes).sum([axis + 1 for axis in axes])

@@ -22,7 +22,7 @@ class StepRule:
     - *Noise.* The slope of the batch that u was made from promises more progress P than that of
       another batch, p. The rate of the largest decrease in one step is p/c. Over many steps noise
       averages out and curved directions come to rest, so that it is too small; P/c, which takes
-      noise for progress, is too large. The rate is ``sqrt(p P) / c``, between the two.
+      noise for progress, is too large. The rate is between: ``p^(1 - trust) P^trust / c``.
     - *Averages* reach as far back as it takes for the standard error of the mean progress to fall
       below `accuracy` of it; until it is known to be positive the rate stays.
     - *Negative curvature* counts as none: there the rate grows for as long as it lasts. A curvature
@@ -33,6 +33,7 @@ class StepRule:
     Args:
         caution: That fraction.
         growth: The largest factor between the rates of two steps.
+        trust: In what a batch says of the step that it was used for.
         accuracy: Of the mean progress, relative.
         shortest: Steps to average over at least.
         longest: Steps to average over at most.
@@ -43,6 +44,7 @@ class StepRule:
 
     caution: float = 0.1
     growth: float = 1.02
+    trust: float = 0.25
     accuracy: float = 0.1
     shortest: float = 4.0
     longest: float = 1000.0
@@ -96,9 +98,10 @@ class StepRule:
         self._means, self._count = means, count
         progress, promised, curved, noise = means
         met = torch.where(usable, torch.maximum(curved, new[2]), curved)
-        best = ((progress * promised).sqrt() / met).nan_to_num(torch.inf, torch.inf)
+        expected = progress ** (1 - self.trust) * promised**self.trust
+        best = (expected / met).nan_to_num(torch.inf, torch.inf)
         best = torch.minimum(best, self.growth**steps * self.rate)
-        certain = (progress > 2 * (noise / reach).sqrt()) & (promised > 0)
+        certain = usable & (progress > 2 * (noise / reach).sqrt()) & (promised > 0)
         self.rate = torch.where(certain, best, self.rate)
         return self.rate
 

@@ -53,6 +53,7 @@ def function_values(config: SearchConfig, rates: list[float]) -> list[float]:
         gradient,
         torch.tensor(rates, dtype=torch.float64),
         seeds=config.seeds,
+        steps=config.steps,
     )
     values = torch.where((found.best_step > 0).any(1), found.best.mean(1), torch.inf)
     return values.tolist()

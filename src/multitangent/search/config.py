@@ -53,6 +53,8 @@ class SearchConfig(_Settings):
     """URL of Optuna's storage; by default an SQLite file in the run's folder."""
     seeds: Suppress[int] = 5
     """Seeds over which a function's value is averaged."""
+    steps: Suppress[int | None] = None
+    """Steps of descent on a function at most; by default the paper's."""
     tangents: Suppress[Literal["normal", "rademacher", "sphere", "orthogonal"]] = "normal"
     """How tangents are drawn."""
     perturb: Suppress[Literal["activations", "weights"]] = "activations"
@@ -63,7 +65,7 @@ class SearchConfig(_Settings):
     """Where to compute; auto: on the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        positive = ("dimension", "trials", "seeds")
+        positive = ("dimension", "trials", "seeds", "steps")
         check_fields(self, dict.fromkeys((*_POSITIVE, *positive), 1) | {"seed": 0})
         if self.low >= self.high:
             raise ConfigError(

@@ -31,15 +31,27 @@ def _get_item(out: Tensor, x: Any, index: Any) -> Tensor:
     items = tuple(torch.tensor(item) if isinstance(item, list) else item for item in items)
     if _moves_axes(items):
         return jvp_by_vmap(Tensor.__getitem__, (x, index), {}, x.tangents.shape[0])[0]
-    t: Any = x.tangents
-    if not (
-        t.shape[1:2] == (1,) and items and isinstance(items[0], slice) and items[0] == slice(None)
-    ):
-        t = full(x)
-    elif t.shape[2:] != x.primal.shape[1:]:
-        t = full(x, *range(1, x.primal.ndim))
+    cut = _cut_axes(items, x.primal.ndim)
+    t: Any = full(x, *cut) if cut else x.tangents
     result: Tensor = t[(slice(None), *items)]
     return result
+
+
+def _cut_axes(items: tuple[Any, ...], ndim: int) -> list[int]:
+    """The axes of which an index takes some only, all others stay as they are."""
+    if any(isinstance(item, (Tensor, bool)) for item in items):
+        whole_first = isinstance(items[0], slice) and items[0] == slice(None)
+        return list(range(1 if whole_first else 0, ndim))
+    missing = ndim - sum(item is not None and item is not Ellipsis for item in items)
+    axes, axis = [], 0
+    for item in items:
+        if item is Ellipsis:
+            axis += missing
+        elif item is not None:
+            if not (isinstance(item, slice) and item == slice(None)):
+                axes.append(axis)
+            axis += 1
+    return axes
 
 
 register_views(Tensor.__getitem__)

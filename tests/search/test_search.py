@@ -1,0 +1,185 @@
+"""Searches of the learning rate: alone, by several workers, interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from multitangent.search import _search
+from multitangent.search._search import grid, search
+from multitangent.search.config import SearchConfig
+from multitangent.training import ConfigError, TrainConfig
+
+SPHERE = {"function": "sphere", "dimension": 8, "num_tangents": 2, "low": 1e-3, "steps": 40}
+DIGITS = {"width": 8, "num_tangents": 2, "epochs": 3, "batch_size": 256, "device": "cpu"}
+
+
+def config(folder: Path, **changes: object) -> SearchConfig:
+    return SearchConfig(**{"run_dir": folder, "trials": 8} | changes)
+
+
+def trials(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "trials.csv")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_a_function(tmp_path, sampler):
+    seen: list[tuple[int, float, float]] = []
+    found = search(config(tmp_path, sampler=sampler, **SPHERE), lambda *values: seen.append(values))
+    table = trials(tmp_path)
+    assert found.trials == len(table) == 8
+    best = table.loc[table["value"].idxmin()]
+    assert (found.learning_rate, found.value) == (best["learning_rate"], best["value"])
+    assert table["learning_rate"].between(1e-3, 1.0).all()
+    assert (tmp_path / "trials.png").stat().st_size > 10_000
+    assert not (tmp_path / "preset.toml").exists()  # there is nothing to train
+    if sampler != "grid":
+        assert [ended for ended, _, _ in seen] == list(range(9))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_goes_on_and_repeats_itself(tmp_path, sampler):
+    sphere = SPHERE | {"sampler": sampler}
+    search(config(tmp_path / "parts", **sphere))
+    kept = trials(tmp_path / "parts")
+    again = search(config(tmp_path / "parts", **sphere))
+    assert again.trials == 8
+    pd.testing.assert_frame_equal(trials(tmp_path / "parts"), kept)
+    more = search(config(tmp_path / "parts", **sphere | {"trials": 15}))
+    assert more.trials == 15
+    whole = search(config(tmp_path / "whole", **sphere | {"trials": 15}))
+    assert more.learning_rate == whole.learning_rate
+    pd.testing.assert_series_equal(
+        trials(tmp_path / "parts")["learning_rate"], trials(tmp_path / "whole")["learning_rate"]
+    )
+
+
+def test_the_vectorised_grid_is_the_search_one_by_one(tmp_path):
+    at_once = search(config(tmp_path / "a", sampler="grid", **SPHERE))
+    rates = grid(1e-3, 1.0, 8)
+    assert trials(tmp_path / "a")["learning_rate"].tolist() == pytest.approx(rates)
+    narrow = SPHERE | {"low": 0.999 * at_once.learning_rate, "high": 1.001 * at_once.learning_rate}
+    alone = search(config(tmp_path / "b", trials=1, sampler="random", **narrow))
+    assert alone.value == pytest.approx(at_once.value, rel=0.5)
+
+
+def test_training_writes_a_preset(tmp_path):
+    found = search(config(tmp_path, trials=7, low=1e-3, **DIGITS))
+    stored = tomllib.loads((tmp_path / "preset.toml").read_text())
+    assert stored["learning_rate"] == found.learning_rate
+    assert TrainConfig(**stored).width == 8
+    table = trials(tmp_path)
+    assert found.value == table["value"].min()
+    assert found.pruned == (table["state"] == "pruned").sum()
+    assert sorted(p.name for p in (tmp_path / "trials").iterdir()) == [str(i) for i in range(7)]
+
+
+def test_diverging_runs_are_pruned(tmp_path):
+    options = DIGITS | {"gradient": "backpropagation", "low": 1e-2, "high": 1e12}
+    found = search(config(tmp_path, trials=6, sampler="grid", **options))
+    assert found.pruned >= 1
+    assert found.learning_rate < 1e6
+
+
+WORKER = [
+    *("lr-search", "--width", "8", "--num-tangents", "2", "--epochs", "30", "--batch-size", "64"),
+    *("--trials", "6", "--low", "1e-3"),
+]
+
+
+def worker(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "multitangent.cli", *WORKER, "--run-dir", str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def states(folder: Path) -> list[str]:
+    path = folder / "study.db"
+    if not path.exists():
+        return []
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+            return [state for (state,) in database.execute("select state from trials")]
+    except sqlite3.OperationalError:
+        return []
+
+
+def test_two_workers_share_and_a_killed_one_loses_one_trial(tmp_path, monkeypatch):
+    first, second = worker(tmp_path), worker(tmp_path)
+    deadline = time.monotonic() + 120
+    while states(tmp_path).count("RUNNING") < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert states(tmp_path).count("RUNNING") == 2  # one each
+    first.send_signal(signal.SIGKILL)
+    second.send_signal(signal.SIGKILL)
+    first.wait()
+    second.wait()
+    before = states(tmp_path)
+    assert before.count("RUNNING") == 2
+    monkeypatch.setattr(_search, "_BEAT", 1)
+    monkeypatch.setattr(_search, "_GRACE", 2)
+    options = {"width": 8, "num_tangents": 2, "epochs": 30, "low": 1e-3}
+    found = search(config(tmp_path, trials=6, **options))
+    after = states(tmp_path)
+    assert found.trials == 6
+    assert after.count("FAIL") == 2  # theirs
+    assert after.count("COMPLETE") + after.count("PRUNED") == 6
+    assert after.count("COMPLETE") >= before.count("COMPLETE")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqlite:////nowhere/at/all.db", "unable to open database file"),
+        ("nonsense", "Could not parse"),
+        ("unknown://host/name", "Can't load plugin"),
+    ],
+)
+def test_a_storage_out_of_reach(tmp_path, url, reason):
+    with pytest.raises(ConfigError, match=f"`storage` should be the URL .*{url}.*{reason}"):
+        search(config(tmp_path, storage=url, **SPHERE))
+
+
+def test_never_finite(tmp_path):
+    changes = SPHERE | {"low": 1e3, "high": 1e4, "trials": 3}
+    with pytest.raises(
+        ConfigError, match=r"`high` should allow .* Found no finite loss in 3 trials"
+    ):
+        search(config(tmp_path, **changes))
+    assert (tmp_path / "study.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"low": 1.0, "high": 1.0}, r"`low` should be below `high`. Found 1.0 and 1.0"),
+        ({"low": 0.0}, "`low` should be positive and finite"),
+        ({"high": float("inf")}, "`high` should be positive and finite"),
+        ({"trials": 0}, r"`trials` should be at least 1. Found 0"),
+        ({"dimension": 0}, r"`dimension` should be at least 1. Found 0"),
+        ({"sampler": "cmaes"}, "`sampler` should be one of tpe, gp, random, grid"),
+        ({"function": "square"}, "`function` should be one of sphere"),
+    ],
+)
+def test_bad_configurations(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        SearchConfig(**changes)
+
+
+def test_the_same_search_has_the_same_name():
+    one = SearchConfig(function="sphere", trials=3, sampler="gp", storage="sqlite:///x")
+    other = SearchConfig(function="sphere", trials=9)
+    assert one.hash == other.hash
+    for change in ({"seed": 1}, {"high": 2.0}, {"dimension": 3}, {"gradient": "mean"}):
+        assert SearchConfig(**{"function": "sphere"} | change).hash != one.hash
