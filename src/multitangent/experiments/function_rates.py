@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from multitangent import Mean, Normal, Projection
 from multitangent.aggregation import Aggregator
+from multitangent.benchmarks._provenance import provenance
 from multitangent.functions import FUNCTIONS, Estimate, Function, TrueGradient, descend
 from multitangent.learning_rate import StepRule, suggest
 from multitangent.training._files import write_text
@@ -130,6 +132,41 @@ def main(folder: Path, from_the_end: bool = False) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    draw(rows, folder / "functions.png")
+    where = provenance([]) | {"command": f"python -m {__spec__.name} {folder.name}"}
+    write_text(folder / "functions.json", json.dumps(where, indent=1) + "\n")
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws the suggested rate against the searched one, one panel a function, as a PNG."""
+    figure = Figure(figsize=(12, 4.2), dpi=150, layout="constrained")
+    names = list(dict.fromkeys(row["function"] for row in rows))
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for aggregator, colour in (("mean", "#D55E00"), ("projection", "#0072B2")):
+            for no_worse, style in ((True, {}), (False, {"facecolors": "none"})):
+                some = [
+                    (row["searched_rate"], row["suggested_rate"], row["num_tangents"])
+                    for row in rows
+                    if (row["function"], row["aggregator"]) == (name, aggregator)
+                    and row["suggested_is_no_worse"] == no_worse
+                ]
+                label = f"{aggregator}, value {'no worse' if no_worse else 'worse'}"
+                if some:
+                    searched, suggested, counts = zip(*some, strict=True)
+                    sizes = [20 + 6 * count for count in counts]
+                    axes.scatter(
+                        searched, suggested, s=sizes, edgecolors=colour, label=label,
+                        **{"facecolors": colour, "alpha": 0.7} | style,
+                    )  # fmt: skip
+        rates = [row[which] for row in rows for which in ("searched_rate", "suggested_rate")]
+        ends = min(rates) / 2, max(rates) * 2
+        axes.plot(ends, ends, color="#999999", linewidth=1)
+        axes.set(title=name, xlabel="searched rate", xscale="log", yscale="log")
+        axes.set(xlim=ends, ylim=ends, ylabel="suggested rate")
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
