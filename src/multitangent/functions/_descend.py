@@ -54,8 +54,9 @@ class Estimate:
         assert isinstance(values, DualTensor)
         jvps = values.tangents.expand(-1, rates, seeds)  # [K, R, S]
         gram = drawn.gram().expand(seeds, -1, -1)
-        if rates == 1:  # one problem per seed
-            weights = self._coefficients(gram, jvps[:, 0], dimension).unsqueeze(1)
+        if rates <= _FEW:  # all problems at once
+            whole = gram.repeat(rates, 1, 1)
+            weights = self._coefficients(whole, jvps.flatten(1), dimension).view(jvps.shape)
         else:  # one Gram matrix per seed, which all rates share
             of_seeds = zip(gram, jvps.unbind(2), strict=True)
             weights = torch.stack([self._coefficients(g, d, dimension) for g, d in of_seeds], 2)
@@ -69,6 +70,7 @@ class Estimate:
 Gradient = TrueGradient | Estimate
 
 _DIVERGED = 1e12  # times the first value
+_FEW = 32  # rates for which Gram matrices are rather repeated than taken one by one
 
 
 @dataclass(frozen=True)
