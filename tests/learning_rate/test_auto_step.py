@@ -9,8 +9,15 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from multitangent import AutoStep, ForwardGradient, Normal, Projection, SimulatedGradient
-from multitangent.learning_rate import StepRule
+from multitangent import (
+    AutoStep,
+    ForwardGradient,
+    Mean,
+    Normal,
+    Projection,
+    SimulatedGradient,
+)
+from multitangent.learning_rate import StepRule, suggest
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -299,3 +306,28 @@ def test_bad_input():
     model, loss = quadratic([1.0])
     with pytest.raises(ValueError, match=r"`every` should be at least 1\. Found 0"):
         auto_step(model, loss, every=0)
+    other = torch.optim.SGD([*model.parameters(), torch.ones(2, requires_grad=True)], lr=1.0)
+    with pytest.raises(ValueError, match=r"Found others, of shapes \[\[2\]\]"):
+        auto_step(model, loss, other)
+    gradient = auto_step(model, loss)[1]
+    gradient(torch.zeros(8, 1).double(), torch.zeros(8, 1).double())
+    with pytest.raises(ValueError, match="`direction` should hold a tensor at least"):
+        gradient.along({})
+
+
+def test_the_rate_of_the_mean_in_few_dimensions():
+    """Its steps are of very different length: E|u|^2 weighs, not the mean of ratios."""
+    model, loss = quadratic([2.0] * 4)
+    gradient = ForwardGradient(model, loss, Normal(1), Mean(), perturb="weights")
+    rule = StepRule(shortest=1000.0)  # an average, with nothing forgotten
+    inner = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = AutoStep(inner, gradient, rule, every=1)
+    for _ in range(1000):
+        with torch.no_grad():
+            model.weight.fill_(1.0)  # the same problem again and again
+        optimizer.zero_grad()
+        gradient(torch.zeros(2, 1).double(), torch.zeros(2, 4).double())
+        optimizer.step()
+    expected = suggest(0.5, num_tangents=1, dimension=4, aggregator=Mean())
+    _, promised, curved, *_ = rule._means
+    assert float(promised / curved) == pytest.approx(expected, rel=0.2)

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from multitangent.search import _search
+from multitangent.search._objectives import function_values
 from multitangent.search._search import grid, search
 from multitangent.search.config import SearchConfig
 from multitangent.training import ConfigError, TrainConfig
@@ -31,7 +32,7 @@ def trials(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "trials.csv")
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "grid"])
 def test_a_function(tmp_path, sampler):
     seen: list[tuple[int, float, float]] = []
     found = search(config(tmp_path, sampler=sampler, **SPHERE), lambda *values: seen.append(values))
@@ -46,9 +47,8 @@ def test_a_function(tmp_path, sampler):
         assert [ended for ended, _, _ in seen] == list(range(9))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "grid"])
-def test_goes_on_and_repeats_itself(tmp_path, sampler):
-    sphere = SPHERE | {"sampler": sampler}
+def test_goes_on_and_repeats_itself(tmp_path):
+    sphere = SPHERE
     search(config(tmp_path / "parts", **sphere))
     kept = trials(tmp_path / "parts")
     again = search(config(tmp_path / "parts", **sphere))
@@ -64,12 +64,16 @@ def test_goes_on_and_repeats_itself(tmp_path, sampler):
 
 
 def test_the_vectorised_grid_is_the_search_one_by_one(tmp_path):
-    at_once = search(config(tmp_path / "a", sampler="grid", **SPHERE))
-    rates = grid(1e-3, 1.0, 8)
-    assert trials(tmp_path / "a")["learning_rate"].tolist() == pytest.approx(rates)
-    narrow = SPHERE | {"low": 0.999 * at_once.learning_rate, "high": 1.001 * at_once.learning_rate}
-    alone = search(config(tmp_path / "b", trials=1, sampler="random", **narrow))
-    assert alone.value == pytest.approx(at_once.value, rel=0.5)
+    found = search(config(tmp_path, sampler="grid", **SPHERE))
+    table = trials(tmp_path)
+    assert table["learning_rate"].tolist() == grid(1e-3, 1.0, 8)
+    alone = [function_values(config(tmp_path, **SPHERE), [rate])[0] for rate in grid(1e-3, 1.0, 8)]
+    assert table["value"].tolist() == pytest.approx(alone, rel=1e-4)
+    assert found.value == table["value"].min()
+    search(config(tmp_path, sampler="grid", **SPHERE | {"low": 3e-4, "high": 0.7}))
+    again = search(config(tmp_path, sampler="grid", **SPHERE | {"low": 3e-4, "high": 0.7}))
+    assert again.trials == 8
+    assert search(config(tmp_path, sampler="grid", **SPHERE | {"trials": 12})).trials == 12
 
 
 def test_training_writes_a_preset(tmp_path):
@@ -80,7 +84,21 @@ def test_training_writes_a_preset(tmp_path):
     table = trials(tmp_path)
     assert found.value == table["value"].min()
     assert found.pruned == (table["state"] == "pruned").sum()
-    assert sorted(p.name for p in (tmp_path / "trials").iterdir()) == [str(i) for i in range(7)]
+    assert len(list((tmp_path / "trials").iterdir())) == 7
+
+
+def test_a_grid_of_training_runs(tmp_path):
+    options = {"trials": 3, "low": 1e-3, "sampler": "grid"} | DIGITS
+    search(config(tmp_path, **options))
+    assert trials(tmp_path)["learning_rate"].tolist() == grid(1e-3, 1.0, 3)
+
+
+def test_tangents_of_a_function_are_those_asked_for(tmp_path):
+    found = [
+        function_values(config(tmp_path, tangents=name, **SPHERE), [0.1])[0]
+        for name in ("normal", "rademacher", "orthogonal")
+    ]
+    assert len(set(found)) == 3
 
 
 def test_diverging_runs_are_pruned(tmp_path):
@@ -91,7 +109,7 @@ def test_diverging_runs_are_pruned(tmp_path):
 
 
 WORKER = [
-    *("lr-search", "--width", "8", "--num-tangents", "2", "--epochs", "30", "--batch-size", "64"),
+    *("lr-search", "--width", "8", "--num-tangents", "2", "--epochs", "15", "--batch-size", "64"),
     *("--trials", "6", "--low", "1e-3"),
 ]
 
@@ -115,6 +133,14 @@ def states(folder: Path) -> list[str]:
         return []
 
 
+def test_two_workers_begin_and_finish_together(tmp_path):
+    workers = [worker(tmp_path), worker(tmp_path)]
+    assert [process.wait(timeout=300) for process in workers] == [0, 0]
+    assert 6 <= len(trials(tmp_path)) <= 7
+    assert trials(tmp_path)["learning_rate"].is_unique
+    assert set(states(tmp_path)) <= {"COMPLETE", "PRUNED"}
+
+
 def test_two_workers_share_and_a_killed_one_loses_one_trial(tmp_path, monkeypatch):
     first, second = worker(tmp_path), worker(tmp_path)
     deadline = time.monotonic() + 120
@@ -129,7 +155,7 @@ def test_two_workers_share_and_a_killed_one_loses_one_trial(tmp_path, monkeypatc
     assert before.count("RUNNING") == 2
     monkeypatch.setattr(_search, "_BEAT", 1)
     monkeypatch.setattr(_search, "_GRACE", 2)
-    options = {"width": 8, "num_tangents": 2, "epochs": 30, "low": 1e-3}
+    options = {"width": 8, "num_tangents": 2, "epochs": 15, "low": 1e-3}
     found = search(config(tmp_path, trials=6, **options))
     after = states(tmp_path)
     assert found.trials == 6

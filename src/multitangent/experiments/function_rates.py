@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ def run(case: Case, lowest: float, fastest: float) -> dict[str, object]:
     means = found.best.mean(1)
     best = int(means.argmin())
     own = float(means[below])
-    selfset = nan
+    selfset = None  # not run
     if not long or (case.num_tangents in (1, 16) and n <= 64):
         selfset = float(descend(function, n, estimate, StepRule(), seeds=SEEDS).best.mean())
     allowed = float(means[best]) + CLOSE * gap(function, n)
@@ -121,7 +120,7 @@ def run(case: Case, lowest: float, fastest: float) -> dict[str, object]:
         "value_searched": float(means[best]),
         "value_self_set": selfset,
         "suggested_is_no_worse": own <= allowed,
-        "self_set_is_no_worse": selfset <= allowed,
+        "self_set_is_no_worse": None if selfset is None else selfset <= allowed,
         "seconds": round(time.perf_counter() - begun, 1),
     }
 

@@ -24,14 +24,15 @@ class AutoStep(Optimizer):
     `StepRule` makes a rate of them.
 
     Args:
-        optimizer: Any optimizer of `torch.optim`. Its learning rates count relative to each other
-            only, and best are 1; schedulers of it act on top.
+        optimizer: Any optimizer of `torch.optim` whose step needs no closure. Its learning rates
+            count relative to each other only, and best are 1: what a scheduler changes in all of
+            them is made good.
         gradient: Whose last batch is differentiated: call it before `step`, in every step.
         rule: How slopes and curvatures become a rate.
-        every: One step in so many is measured.
+        every: One step in so many is measured, and the first so many.
 
     Raises:
-        ValueError: If `every` is below 1.
+        ValueError: If `every` is below 1, or a parameter is not one of the gradient's model.
 
     Examples:
         >>> from torch import nn
@@ -59,6 +60,18 @@ class AutoStep(Optimizer):
     ) -> None:
         if every < 1:
             raise ValueError(f"`every` should be at least 1. Found {every}.")
+        of_model = {id(p) for p in gradient.model.parameters()}
+        shapes = [
+            list(p.shape)
+            for g in optimizer.param_groups
+            for p in g["params"]
+            if id(p) not in of_model
+        ]
+        if shapes:
+            raise ValueError(
+                "`optimizer` should train parameters of the gradient's model. Found others, of "
+                f"shapes {shapes}. Try an optimizer of their own."
+            )
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.optimizer = optimizer
         self.param_groups = optimizer.param_groups
@@ -89,7 +102,7 @@ class AutoStep(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        if self._update is not None and self._steps % self.every == 0:
+        if self._update is not None and self._is_measured(self._steps):
             self._measure(self._update)
         before = {name: p.detach().clone() for name, p in self._parameters().items()}
         self.optimizer.step()
@@ -99,20 +112,26 @@ class AutoStep(Optimizer):
             found = self.gradient.along(update)
             self.rule.begin(found.slope, found.curvature)
             self._began = found.slope
-        elif (self._steps + 1) % self.every == 0:
+        elif self._is_measured(self._steps + 1):
             self._restore(before)
             self._began = self.gradient.along(update, curvature=False).slope
+        rate = self.rate or 0.0
         for name, parameter in self._parameters().items():
-            parameter.copy_(torch.add(before[name], update[name], alpha=self.rate or 0.0))
+            parameter.copy_(torch.add(before[name], update[name], alpha=rate))
         self._update = update
         self._steps += 1
         return value
 
+    def _is_measured(self, step: int) -> bool:
+        """Whether slope and curvature are measured before a step: one in so many, and the first."""
+        return step < self.every or step % self.every == 0
+
     def _measure(self, update: dict[str, Tensor]) -> None:
         found = self.gradient.along(update)
         length = torch.stack([u.double().square().sum() for u in update.values()]).sum()
+        since = 1 if self._steps < self.every else self.every
         self.rule.update(
-            found.slope, found.curvature, length, found.slope_variance, self._began, self.every
+            found.slope, found.curvature, length, found.slope_variance, self._began, since
         )
 
     def _parameters(self) -> dict[str, Tensor]:
@@ -138,8 +157,14 @@ class AutoStep(Optimizer):
         own = state_dict["auto_step"]
         self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "auto_step"})
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
-        self.rule.load_state_dict(own["rule"])
-        self._update, self._began, self._steps = own["update"], own["began"], own["steps"]
+        devices = {name: p.device for name, p in self._parameters().items()}
+        first = next(iter(devices.values()))
+        self.rule.load_state_dict(
+            {k: v if v is None else v.to(first) for k, v in own["rule"].items()}
+        )
+        self._began, self._steps = own["began"].to(first), own["steps"]
+        update = own["update"]
+        self._update = update and {name: u.to(devices[name]) for name, u in update.items()}
 
     def __repr__(self) -> str:
         return (

@@ -15,8 +15,8 @@ class StepRule:
 
     After a step ``x <- x + rate u`` the loss is differentiated twice along u where it has led. With
     slope s and curvature c there, the slope where the step began was ``s - rate c``, for a
-    quadratic loss, and its best rate ``(rate c - s) / c``. Numerator and denominator, for u of
-    length 1, are averaged apart: over random directions their ratio tends to
+    quadratic loss, and its best rate ``(rate c - s) / c``. Numerator and denominator are averaged
+    apart, each over the usual size of ``|u|^2``: over random directions their ratio tends to
     ``E[-u . grad f] / E[u^T H u]``, the rate of the largest expected decrease.
 
     - *Noise.* The slope of the batch that u was made from promises more progress P than that of
@@ -24,9 +24,10 @@ class StepRule:
       averages out and curved directions come to rest, so that it is too small; P/c, which takes
       noise for progress, is too large. The rate is between: ``p^(1 - trust) P^trust / c``.
     - *Averages* reach as far back as it takes for the standard error of the mean progress to fall
-      below `accuracy` of it; until it is known to be positive the rate stays.
-    - *Negative curvature* counts as none: there the rate grows for as long as it lasts. A curvature
-      above the average counts at once, before the step that would be too long.
+      below `accuracy` of it; until it is known to be positive the rate does not grow.
+    - *Negative curvature* counts as none: there the rate grows for as long as it lasts. Where
+      ``c / |u|^2`` is above its average, the rate falls by as much at once, before the step that
+      would be too long.
     - *Caution.* The first rate is a fraction of the best one along the first direction, and none
       is more than `growth` times the one before.
 
@@ -35,8 +36,8 @@ class StepRule:
         growth: The largest factor between the rates of two steps.
         trust: In what a batch says of the step that it was used for.
         accuracy: Of the mean progress, relative.
-        shortest: Steps to average over at least.
-        longest: Steps to average over at most.
+        shortest: Measurements to average over at least.
+        longest: Measurements to average over at most.
 
     Attributes:
         rate: Of the next step, ``[...]``; ``None`` before the first.
@@ -50,7 +51,7 @@ class StepRule:
     longest: float = 1000.0
     rate: Tensor | None = field(default=None, init=False, repr=False)
     _count: Tensor | None = field(default=None, init=False, repr=False)
-    # Means of the progress for another batch, for its own, of the curvature, of the variance.
+    # Of progress on another batch and on its own, curvature, variance, c/|u|^2 and |u|^2.
     _means: Tensor | None = field(default=None, init=False, repr=False)
 
     def begin(self, slope: Tensor, curvature: Tensor) -> Tensor:
@@ -80,15 +81,18 @@ class StepRule:
         """
         if self.rate is None:
             raise RuntimeError("`update` should follow `begin`. Found no rate yet.")
-        unit = 1 / squared_length.double()
-        new = torch.stack(
-            [
-                (self.rate * curvature - slope) * unit,
-                -began * unit,
-                curvature.clamp(min=0) * unit,
-                variance * unit.square(),
-            ]
-        )
+        length = squared_length.double()
+        # The size of steps before this one: of this one it would be no independent weight.
+        scale = length if self._means is None else self._means[5]
+        measured = [
+            (self.rate * curvature - slope) / scale,
+            -began / scale,
+            curvature.clamp(min=0) / scale,
+            variance / scale.square(),
+            curvature.clamp(min=0) / length,
+            length,
+        ]
+        new = torch.stack(measured)
         usable = new.isfinite().all(0)
         known = torch.zeros_like(new) if self._means is None else self._means
         count = usable.double() + (0.0 if self._count is None else self._count)
@@ -96,13 +100,13 @@ class StepRule:
         reach = torch.minimum(needed.clamp(self.shortest, self.longest), count.clamp(min=1))
         means = torch.where(usable, known + (new - known) / reach, known)
         self._means, self._count = means, count
-        progress, promised, curved, noise = means
-        met = torch.where(usable, torch.maximum(curved, new[2]), curved)
+        progress, promised, curved, noise, bend, _ = means
+        excess = torch.where(usable, (new[4] / bend).nan_to_num(1.0).clamp(min=1), 1.0)
         expected = progress ** (1 - self.trust) * promised**self.trust
-        best = (expected / met).nan_to_num(torch.inf, torch.inf)
+        best = (expected / (curved * excess)).nan_to_num(torch.inf, torch.inf)
         best = torch.minimum(best, self.growth**steps * self.rate)
-        certain = usable & (progress > 2 * (noise / reach).sqrt()) & (promised > 0)
-        self.rate = torch.where(certain, best, self.rate)
+        certain = (progress > 2 * (noise / reach).sqrt()) & (promised > 0)
+        self.rate = torch.where(usable & certain, best, self.rate / excess)
         return self.rate
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multitangent._batch import Part, arguments
 from multitangent.dual import DualTensor
-from multitangent.perturbation._setting import Setting, normalizes_batches, split_dual
+from multitangent.perturbation._setting import Setting, split_dual
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def line(
 ) -> Line:
     """Differentiate the loss twice along a direction: forward mode over dual tensors.
 
-    Batch normalisation takes part with the statistics of the whole batch, which are differentiated
-    too, and leaves its running averages alone.
+    The batch is run as a whole: with one direction there is little to keep. The statistics of batch
+    normalisation are differentiated too, its running averages left alone.
 
     Args:
         setting: The step, whose dropout masks are used.
@@ -73,29 +73,24 @@ def line(
         curvature: Whether to differentiate a second time; otherwise curvatures are NaN.
 
     Raises:
-        ValueError: If a direction is not of its parameter's shape, or belongs to none.
+        ValueError: If a direction is not of its parameter's shape, or there is none.
     """
     model = setting.model
     parameters = _parameters(model, direction)
-    split = batch.size if any(map(normalizes_batches, model.modules())) else setting.micro_batch
-    parts = []
-    for part in batch.split(split):
 
-        def along(values: dict[str, Tensor], part: Part = part) -> tuple[Tensor, Tensor]:
-            duals: dict[str, Tensor] = {
-                name: DualTensor(value, direction[name].to(value.dtype).unsqueeze(0))
-                for name, value in values.items()
-            }
-            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            args, kwargs = arguments(part.inputs)
-            output = functional_call(model, duals | buffers, args, kwargs)
-            losses, slopes = split_dual(setting.losses(output, part), part.size)
-            return slopes[0], losses
+    def along(values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        duals: dict[str, Tensor] = {
+            name: DualTensor(value, direction[name].to(value.dtype).unsqueeze(0))
+            for name, value in values.items()
+        }
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        args, kwargs = arguments(batch.inputs)
+        output = functional_call(model, duals | buffers, args, kwargs)
+        losses, slopes = split_dual(setting.losses(output, batch), batch.size)
+        return slopes[0], losses
 
-        with setting.part_of_batch(part, "couple"), sdpa_kernel(SDPBackend.MATH):
-            slopes, curvatures, losses = _differentiated(along, parameters, direction, curvature)
-        parts.append((losses, slopes, curvatures))
-    losses, slopes, curvatures = (torch.cat(values) for values in zip(*parts, strict=True))
+    with setting.part_of_batch(batch, "couple"), sdpa_kernel(SDPBackend.MATH):
+        slopes, curvatures, losses = _differentiated(along, parameters, direction, curvature)
     return Line(losses, slopes, curvatures, setting.scale(batch))
 
 
@@ -116,6 +111,8 @@ def _differentiated(
 
 def _parameters(model: nn.Module, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
     known = dict(model.named_parameters())
+    if not direction:
+        raise ValueError("`direction` should hold a tensor at least. Found none.")
     for name, value in direction.items():
         if name not in known or known[name].shape != value.shape:
             found = list(known[name].shape) if name in known else "no parameter of that name"

@@ -9,13 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from multitangent import Mean, Projection, Sum
-from multitangent.aggregation import Aggregator
 from multitangent.learning_rate import suggest
 from multitangent.search._search import search
 from multitangent.search.config import SearchConfig, SuggestConfig
-
-_AGGREGATORS: dict[str, Aggregator] = {"sum": Sum(), "mean": Mean(), "projection": Projection()}
+from multitangent.training._gradients import AGGREGATORS
 
 
 def run_search(config: SearchConfig, *, json: bool) -> dict[str, Any]:
@@ -49,7 +46,7 @@ def run_suggest(config: SuggestConfig, *, json: bool) -> dict[str, Any]:
         config.reference_rate,
         num_tangents=config.num_tangents,
         dimension=config.dimension,
-        aggregator=_AGGREGATORS[config.aggregator],
+        aggregator=AGGREGATORS[config.aggregator],
         headroom=config.headroom,
     )
     if not json:

@@ -9,21 +9,13 @@ import optuna
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from multitangent import Mean, Normal, Projection, Sum
-from multitangent.aggregation import Aggregator
 from multitangent.functions import FUNCTIONS, Estimate, TrueGradient, descend
 from multitangent.search.config import SearchConfig
 from multitangent.training import NonFiniteLoss, train
+from multitangent.training._gradients import AGGREGATORS, SOURCES
 
 # From a trial with its learning rate to the value that is to be small.
 Objective = Callable[[optuna.trial.Trial, float], float]
-
-_AGGREGATORS: dict[str, Aggregator] = {
-    "single": Mean(),
-    "sum": Sum(),
-    "mean": Mean(),
-    "projection": Projection(),
-}
 
 
 def build_objective(config: SearchConfig) -> Objective:
@@ -31,7 +23,9 @@ def build_objective(config: SearchConfig) -> Objective:
     if config.function is not None:
         return lambda trial, rate: function_values(config, [rate])[0]
     folder = Path(config.run_dir or ".")
-    return lambda trial, rate: _train(config, trial, rate, folder / "trials" / str(trial.number))
+    return lambda trial, rate: _train(
+        config, trial, rate, folder / "trials" / f"{config.hash[:6]}-{trial.number}"
+    )
 
 
 def function_values(config: SearchConfig, rates: list[float]) -> list[float]:
@@ -45,7 +39,7 @@ def function_values(config: SearchConfig, rates: list[float]) -> list[float]:
     gradient = (
         TrueGradient()
         if config.gradient == "backpropagation"
-        else Estimate(Normal(count), _AGGREGATORS[config.gradient])
+        else Estimate(SOURCES[config.tangents](count), AGGREGATORS[config.gradient])
     )
     found = descend(
         function,

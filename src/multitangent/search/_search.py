@@ -23,8 +23,8 @@ from multitangent.training._files import write_text
 from multitangent.training._run_folder import to_toml
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-_BEAT = 5  # seconds between the signs of life of a worker
-_GRACE = 20  # seconds without one after which its trial is given up
+_BEAT = 10  # seconds between the signs of life of a worker
+_GRACE = 60  # seconds without one after which its trial is given up
 _RATE = "learning_rate"
 
 
@@ -101,7 +101,8 @@ def grid(low: float, high: float, count: int) -> list[float]:
     if count == 1:
         return [(low * high) ** 0.5]
     first, last = log10(low), log10(high)
-    return [10 ** (first + (last - first) * i / (count - 1)) for i in range(count)]
+    rates = (10 ** (first + (last - first) * i / (count - 1)) for i in range(count))
+    return [min(max(rate, low), high) for rate in rates]
 
 
 def _study(config: SearchConfig, folder: Path) -> optuna.Study:
@@ -109,12 +110,12 @@ def _study(config: SearchConfig, folder: Path) -> optuna.Study:
     url = config.storage or f"sqlite:///{folder.resolve() / 'study.db'}"
     try:
         with _known_warnings():
-            storage = optuna.storages.RDBStorage(url, heartbeat_interval=_BEAT, grace_period=_GRACE)
+            storage = _storage(url)
         return optuna.create_study(
             storage=storage,
             study_name=f"{config.label}-{config.hash}",
             direction="minimize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
             load_if_exists=True,
         )
     except Exception as error:  # whatever the driver of the database raises
@@ -123,6 +124,17 @@ def _study(config: SearchConfig, folder: Path) -> optuna.Study:
             f"`storage` should be the URL of a database that can be reached. Found {url!r}: "
             f"{reason}. Try without, for a file in the run's folder."
         ) from error
+
+
+def _storage(url: str, attempts: int = 20) -> optuna.storages.RDBStorage:
+    """The storage; workers that begin at the same time make its tables once."""
+    try:
+        return optuna.storages.RDBStorage(url, heartbeat_interval=_BEAT, grace_period=_GRACE)
+    except Exception as error:
+        if attempts == 1 or "already exists" not in str(error):
+            raise
+    time.sleep(0.1)
+    return _storage(url, attempts - 1)
 
 
 @contextmanager
@@ -134,16 +146,13 @@ def _known_warnings() -> Iterator[None]:
 
 
 def _sampler(config: SearchConfig, number: int) -> optuna.samplers.BaseSampler:
-    """One for the trial of that number: workers that start at different times differ."""
+    """One for the trial of that number: no two workers have the same."""
     seed = 1_000_003 * config.seed + number
     if config.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     if config.sampler == "gp":
         return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
-    if config.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    rates = grid(config.low, config.high, config.trials)
-    return optuna.samplers.GridSampler({_RATE: rates}, seed=config.seed)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _work(
@@ -155,6 +164,7 @@ def _work(
     """Run trials until enough have ended, waiting for those that other workers run."""
 
     def one(trial: optuna.trial.Trial) -> float:
+        study.sampler = _sampler(config, trial.number)
         return objective(trial, trial.suggest_float(_RATE, config.low, config.high, log=True))
 
     while True:
@@ -171,6 +181,11 @@ def _work(
             time.sleep(1)
             continue
         study.sampler = _sampler(config, len(trials))
+        if config.sampler == "grid":
+            taken = [t.params.get(_RATE) for t in trials if t.state != TrialState.FAIL]
+            left = [r for r in grid(config.low, config.high, config.trials) if r not in taken]
+            if left:  # others may be at work on the same
+                study.enqueue_trial({_RATE: left[running % len(left)]})
         study.optimize(one, n_trials=1, catch=())
 
 
@@ -185,7 +200,7 @@ def _try_grid(config: SearchConfig, study: optuna.Study) -> None:
     for rate, value in zip(rates, function_values(config, rates), strict=True):
         study.add_trial(
             optuna.trial.create_trial(
-                params={_RATE: min(max(rate, config.low), config.high)},
+                params={_RATE: rate},
                 distributions={_RATE: scale},
                 value=value,
             )

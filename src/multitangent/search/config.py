@@ -89,7 +89,9 @@ class SearchConfig(_Settings):
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits, the same for the same search on every machine."""
-        names = ("trials", "sampler", "storage", "data_dir", "device", "run_dir")
+        names = ["storage", "data_dir", "device", "run_dir"]
+        if self.sampler != "grid":  # other samplers go on where one has stopped
+            names += ["trials", "sampler"]
         identity = {name: value for name, value in as_json(self).items() if name not in names}
         return sha256(dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -77,20 +77,20 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
     return kind(
         model,
         loss,
-        tangents=_SOURCES[config.tangents](config.num_tangents),
-        aggregator=_AGGREGATORS[config.gradient],
+        tangents=SOURCES[config.tangents](config.num_tangents),
+        aggregator=AGGREGATORS[config.gradient],
         perturb=activations if config.perturb == "activations" else Weights(),
         seed=config.seed,
     )
 
 
-_SOURCES: Mapping[str, Callable[[int], TangentSource]] = {
+SOURCES: Mapping[str, Callable[[int], TangentSource]] = {
     "normal": Normal,
     "rademacher": Rademacher,
     "sphere": Sphere,
     "orthogonal": Orthogonal,
 }
-_AGGREGATORS: Mapping[str, Aggregator] = {
+AGGREGATORS: Mapping[str, Aggregator] = {
     "single": Mean(),
     "sum": Sum(),
     "mean": Mean(),

@@ -54,7 +54,7 @@ def _scaled(x: DualTensor, number: float) -> Tensor | Product:
 @register_rule(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)
 def _multiply(out: Tensor, x: Any, y: Any) -> Tensor | Product:
     if isinstance(y, (int, float)):
-        return times(x, y)
+        return times(x, int(y) if isinstance(y, bool) else y)
     return add(scaled(x, y, out.ndim), scaled(y, x, out.ndim))
 
 

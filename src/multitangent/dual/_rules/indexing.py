@@ -28,13 +28,17 @@ def _moves_axes(index: tuple[Any, ...]) -> bool:
 @register_rule(Tensor.__getitem__)
 def _get_item(out: Tensor, x: Any, index: Any) -> Tensor:
     items = index if isinstance(index, tuple) else (index,)
-    items = tuple(torch.tensor(item) if isinstance(item, list) else item for item in items)
+    items = tuple(item if _is_simple(item) else torch.as_tensor(item) for item in items)
     if _moves_axes(items):
         return jvp_by_vmap(Tensor.__getitem__, (x, index), {}, x.tangents.shape[0])[0]
     cut = _cut_axes(items, x.primal.ndim)
     t: Any = full(x, *cut) if cut else x.tangents
     result: Tensor = t[(slice(None), *items)]
     return result
+
+
+def _is_simple(item: Any) -> bool:
+    return item is None or item is Ellipsis or isinstance(item, (slice, int, Tensor))
 
 
 def _cut_axes(items: tuple[Any, ...], ndim: int) -> list[int]:
