@@ -164,6 +164,15 @@ def test_two_workers_share_and_a_killed_one_loses_one_trial(tmp_path, monkeypatc
     assert after.count("COMPLETE") >= before.count("COMPLETE")
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
+def test_a_worker_killed_before_its_first_sign_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(_search, "_GRACE", 1)
+    one = config(tmp_path, trials=2, **SPHERE).resolved()
+    _search._study(one, tmp_path).ask()  # and nothing ever comes of it
+    assert search(one).trials == 2
+    assert sorted(states(tmp_path)) == ["COMPLETE", "COMPLETE", "FAIL"]
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [

@@ -59,18 +59,18 @@ def cases() -> Iterator[Case]:
 def reference_rates(function: Function, dimension: int) -> tuple[float, float]:
     """The lowest and the fastest of the rates that are good for the true gradient.
 
-    Good is a rate that comes as near to the least value of all rates as a thousandth of the initial
-    gap; the fastest is the first to come as near as a millionth.
+    Good is a rate that comes as near to the least value of all rates as a millionth of the initial
+    gap; the fastest is the first to be there.
     """
     rates = torch.logspace(-6, 0, 121, dtype=torch.float64)
     options: Any = {"seeds": 1, "dtype": torch.float64}
     found = descend(function, dimension, TrueGradient(), rates, **options)
-    values, whole = found.best[:, 0], gap(function, dimension)
-    lowest = rates[values <= values.min() + 1e-3 * whole].min()
-    near = float(values.min()) + 1e-6 * whole
+    near = float(found.best.min()) + 1e-6 * gap(function, dimension)
     again = descend(function, dimension, TrueGradient(), rates, target=near, **options)
-    steps = torch.where(again.reached < 0, torch.iinfo(torch.int64).max, again.reached)[:, 0]
-    return float(lowest), float(rates[steps.argmin()])
+    steps = again.reached[:, 0]
+    good = steps >= 0
+    fastest = torch.where(good, steps, torch.iinfo(torch.int64).max).argmin()
+    return float(rates[good].min()), float(rates[fastest])
 
 
 def gap(function: Function, dimension: int) -> float:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from math import inf, isfinite, log10
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,7 @@ def _work(
         return objective(trial, trial.suggest_float(_RATE, config.low, config.high, log=True))
 
     while True:
-        with _known_warnings():
-            optuna.storages.fail_stale_trials(study)  # of workers that were killed
+        _give_up_stale(study)
         trials = study.get_trials(deepcopy=False)
         ended = [trial for trial in trials if trial.state in _ENDED]
         rate, value = _best(ended)
@@ -187,6 +187,17 @@ def _work(
             if left:  # others may be at work on the same
                 study.enqueue_trial({_RATE: left[running % len(left)]})
         study.optimize(one, n_trials=1, catch=())
+
+
+def _give_up_stale(study: optuna.Study) -> None:
+    """End the trials of workers that were killed."""
+    with _known_warnings():
+        optuna.storages.fail_stale_trials(study)
+    # Without even a first sign of life, which comes before the choice of a rate.
+    latest = datetime.now() - timedelta(seconds=_GRACE)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if not trial.params and trial.datetime_start and trial.datetime_start < latest:
+            study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _try_grid(config: SearchConfig, study: optuna.Study) -> None:
