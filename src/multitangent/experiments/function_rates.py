@@ -1,7 +1,7 @@
 """Learning rates on closed-form functions: searched, suggested, and set by the curvature.
 
-Run as ``python -m multitangent.experiments.function_rates FOLDER``. Every case is stored as it
-ends, and not run again: several processes share the work, the second from the end with ``last``.
+Run as ``python -m multitangent.experiments.function_rates FOLDER [FUNCTION ...]``. Every case is
+stored as it ends, and not run again; processes for different functions can share a folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,20 +125,22 @@ def run(case: Case, lowest: float, fastest: float) -> dict[str, object]:
     }
 
 
-def main(folder: Path, from_the_end: bool = False) -> None:
-    """Run what is missing, one file a case, and write the table."""
+def main(folder: Path, functions: Sequence[str] = ()) -> None:
+    """Run what is missing, of some functions or all, one file a case; then write the table."""
     stored = folder / "cases"
     stored.mkdir(parents=True, exist_ok=True)
     references: dict[str, tuple[float, float]] = {}
-    for case in list(cases())[:: -1 if from_the_end else 1]:
+    for case in cases():
         path = stored / f"{case.name}.json"
-        if not path.exists():
-            key = f"{case.function}-{case.dimension}"
-            if key not in references:
-                references[key] = reference_rates(FUNCTIONS[case.function], case.dimension)
-            write_text(path, json.dumps(run(case, *references[key])) + "\n")
-            print(case, flush=True)
-    rows = [json.loads((stored / f"{case.name}.json").read_text()) for case in cases()]
+        if path.exists() or (functions and case.function not in functions):
+            continue
+        key = f"{case.function}-{case.dimension}"
+        if key not in references:
+            references[key] = reference_rates(FUNCTIONS[case.function], case.dimension)
+        write_text(path, json.dumps(run(case, *references[key])) + "\n")
+        print(case, flush=True)
+    paths = [stored / f"{case.name}.json" for case in cases()]
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     with (folder / "functions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -181,4 +183,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), from_the_end="last" in sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2:])
