@@ -146,8 +146,13 @@ def main(folder: Path, functions: Sequence[str] = ()) -> None:
         writer.writeheader()
         writer.writerows(rows)
     draw(rows, folder / "functions.png")
-    where = provenance([]) | {"command": f"python -m {__spec__.name} {folder.name}"}
+    where = provenance([]) | {"command": f"python -m {__spec__.name} {_named(folder)}"}
     write_text(folder / "functions.json", json.dumps(where, indent=1) + "\n")
+
+
+def _named(folder: Path) -> str:
+    """A folder as it was given, unless that says where on this machine it is."""
+    return folder.name if folder.is_absolute() else str(folder)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

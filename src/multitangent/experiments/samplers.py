@@ -20,7 +20,7 @@ import torch
 
 from multitangent import Mean, Normal, Projection
 from multitangent.benchmarks._provenance import provenance
-from multitangent.experiments.function_rates import gap
+from multitangent.experiments.function_rates import _named, gap
 from multitangent.functions import FUNCTIONS, Estimate, descend
 from multitangent.search._search import grid
 from multitangent.training._files import write_text
@@ -109,7 +109,7 @@ def main(folder: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    where = provenance([]) | {"command": f"python -m {__spec__.name} {folder.name}"}
+    where = provenance([]) | {"command": f"python -m {__spec__.name} {_named(folder)}"}
     write_text(folder / "samplers.json", json.dumps(where, indent=1) + "\n")
 
 
