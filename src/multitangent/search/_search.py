@@ -75,11 +75,12 @@ def search(
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     config = SearchConfig(
-        ...         function="sphere", dimension=4, trials=9, sampler="grid", run_dir=folder
+        ...         function="sphere", dimension=4, low=0.05, high=5.0, trials=5, sampler="grid",
+        ...         steps=30, run_dir=folder,
         ...     )
         ...     result = search(config)
         >>> round(result.learning_rate, 3), result.trials
-        (0.178, 9)
+        (0.5, 5)
     """
     config = config.resolved()
     folder = Path(config.run_dir or ".")
