@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -127,7 +128,7 @@ def states(folder: Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             return [state for (state,) in database.execute("select state from trials")]
     except sqlite3.OperationalError:
         return []

@@ -104,19 +104,20 @@ class AutoStep(Optimizer):
                 value = closure()
         if self._update is not None and self._is_measured(self._steps):
             self._measure(self._update)
-        before = {name: p.detach().clone() for name, p in self._parameters().items()}
+        parameters = self._parameters()
+        before = {name: p.detach().clone() for name, p in parameters.items()}
         self.optimizer.step()
-        update = {name: p.detach() - before[name] for name, p in self._parameters().items()}
-        if self._update is None:
-            self._restore(before)
-            found = self.gradient.along(update)
-            self.rule.begin(found.slope, found.curvature)
+        update = {name: p.detach() - before[name] for name, p in parameters.items()}
+        if self._update is None or self._is_measured(self._steps + 1):
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name])
+            first = self._update is None
+            found = self.gradient.along(update, curvature=first)
             self._began = found.slope
-        elif self._is_measured(self._steps + 1):
-            self._restore(before)
-            self._began = self.gradient.along(update, curvature=False).slope
+            if first:
+                self.rule.begin(found.slope, found.curvature)
         rate = self.rate or 0.0
-        for name, parameter in self._parameters().items():
+        for name, parameter in parameters.items():
             parameter.copy_(torch.add(before[name], update[name], alpha=rate))
         self._update = update
         self._steps += 1
@@ -139,10 +140,6 @@ class AutoStep(Optimizer):
         own = {id(p) for group in self.param_groups for p in group["params"]}
         named = self.gradient.model.named_parameters()
         return {name: p for name, p in named if id(p) in own and p.requires_grad}
-
-    def _restore(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in self._parameters().items():
-            parameter.copy_(values[name])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.optimizer.zero_grad(set_to_none)

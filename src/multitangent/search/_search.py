@@ -221,11 +221,9 @@ def _try_grid(config: SearchConfig, study: optuna.Study) -> None:
 
 def _best(ended: list[FrozenTrial]) -> tuple[float, float]:
     """The rate of the least value, and that; pruned trials do not take part."""
-    finite = [t for t in ended if t.value is not None and isfinite(t.value)]
-    if not finite:
-        return inf, inf
-    best = min(finite, key=lambda trial: trial.value or 0.0)
-    return best.params[_RATE], best.value if best.value is not None else inf
+    found = [(t.value, t.params[_RATE]) for t in ended if t.value is not None]
+    value, rate = min((pair for pair in found if isfinite(pair[0])), default=(inf, inf))
+    return rate, value
 
 
 def _finished(config: SearchConfig, study: optuna.Study, folder: Path) -> SearchResult:

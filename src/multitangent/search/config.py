@@ -17,7 +17,7 @@ from tyro.conf import Suppress
 
 from multitangent.training._checks import check_fields
 from multitangent.training._errors import ConfigError
-from multitangent.training.config import Gradient, TrainConfig, _Settings, as_json
+from multitangent.training.config import AT_LEAST, Gradient, TrainConfig, _Settings, as_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class SearchConfig(_Settings):
     """Where to compute; auto: on the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        positive = ("dimension", "trials", "seeds", "steps")
-        check_fields(self, dict.fromkeys((*_POSITIVE, *positive), 1) | {"seed": 0})
+        own = ("dimension", "trials", "seeds", "steps")
+        check_fields(self, AT_LEAST | dict.fromkeys(own, 1))
         if self.low >= self.high:
             raise ConfigError(
                 f"`low` should be below `high`. Found {self.low} and {self.high}. Try --low 1e-6 "
@@ -100,9 +100,6 @@ class SearchConfig(_Settings):
         shared = {field.name: getattr(self, field.name) for field in fields(_Settings)}
         own: dict[str, Any] = {"gradient": self.gradient, "learning_rate": learning_rate}
         return TrainConfig(**shared | own | {"run_dir": run_dir}).resolved()
-
-
-_POSITIVE = ("width", "num_tangents", "batch_size", "epochs", "patience")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,12 @@ from multitangent.training._learning_rates import default_learning_rate
 Gradient = Literal["backpropagation", "single", "sum", "mean", "projection"]
 
 
+# The smallest value of every whole number.
+AT_LEAST = dict.fromkeys(("width", "num_tangents", "batch_size", "epochs", "patience"), 1) | {
+    "seed": 0
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
     """What a run and a comparison of runs have in common."""
@@ -59,8 +65,7 @@ class _Settings:
     """Folder for what is produced; by default below runs/, named after the configuration."""
 
     def __post_init__(self) -> None:
-        positive = ("width", "num_tangents", "batch_size", "epochs", "patience")
-        check_fields(self, dict.fromkeys(positive, 1) | {"seed": 0})
+        check_fields(self, AT_LEAST)
 
 
 @dataclass(frozen=True, kw_only=True)
