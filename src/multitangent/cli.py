@@ -38,6 +38,7 @@ def commands() -> dict[str, _Command]:
     """Returns the commands by name."""
     from multitangent._cli import _presets
     from multitangent.benchmarks.config import BenchConfig
+    from multitangent.experiments.config import ReproduceConfig
     from multitangent.search.config import SearchConfig, SuggestConfig
     from multitangent.training.config import CompareConfig, TrainConfig
 
@@ -45,6 +46,9 @@ def commands() -> dict[str, _Command]:
     return {
         "train": _Command(TrainConfig, _presets.TRAIN, f"{home}:run_train"),
         "compare": _Command(CompareConfig, _presets.COMPARE, f"{home}:run_compare"),
+        "reproduce": _Command(
+            ReproduceConfig, {}, "multitangent.experiments._command:run_reproduce"
+        ),
         "lr-search": _Command(SearchConfig, {}, "multitangent.search._command:run_search"),
         "lr-suggest": _Command(SuggestConfig, {}, "multitangent.search._command:run_suggest"),
         "bench": _Command(BenchConfig, {}, "multitangent.benchmarks._command:run_bench"),
@@ -106,7 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             print(json.dumps(value))
     except KeyboardInterrupt:
-        print("multitangent: interrupted. Try --resume to continue.", file=sys.stderr)
+        print(
+            "multitangent: interrupted. Try the same command again, for train with --resume.",
+            file=sys.stderr,
+        )
         return 130
     except Exception as error:
         if os.environ.get("MULTITANGENT_TRACEBACK"):

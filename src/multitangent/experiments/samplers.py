@@ -6,7 +6,6 @@ once, on a grid far finer than any search; the samplers then search in that tabl
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 import sys
@@ -20,10 +19,10 @@ import torch
 
 from multitangent import Mean, Normal, Projection
 from multitangent.benchmarks._provenance import provenance
-from multitangent.experiments.function_rates import _named, gap
+from multitangent.experiments._reference import gap
 from multitangent.functions import FUNCTIONS, Estimate, descend
 from multitangent.search._search import grid
-from multitangent.training._files import write_text
+from multitangent.training._files import write_csv, write_text
 
 # Function, dimension, tangents, aggregator, steps.
 PROBLEMS = (
@@ -105,12 +104,8 @@ def main(folder: Path) -> None:
             rows.append({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
             print(rows[-1], flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "samplers.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    where = provenance([]) | {"command": f"python -m {__spec__.name} {_named(folder)}"}
-    write_text(folder / "samplers.json", json.dumps(where, indent=1) + "\n")
+    write_csv(folder / "samplers.csv", rows)
+    write_text(folder / "samplers.json", json.dumps(provenance(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import pytest
 
-from multitangent.experiments import function_rates, samplers
-from multitangent.experiments.function_rates import Case, reference_rates, run
+from multitangent.experiments import function_rates, network_rates, samplers
+from multitangent.experiments._reference import Reference, reference_rates
+from multitangent.experiments._store import Store
+from multitangent.experiments.function_rates import Case, run
+from multitangent.experiments.network_rates import Network
 from multitangent.functions import FUNCTIONS
 
 QUICK = (Case("sphere", 8, 2, "mean"), Case("sphere", 8, 2, "projection"))
@@ -21,8 +22,14 @@ def test_the_reference_of_the_sphere_is_its_inverse_curvature():
     assert lowest == pytest.approx(0.5 * (1 - 1e-6 ** (1 / 2000)), rel=0.13)
 
 
-def test_one_case():
-    row = run(QUICK[0], 0.25, 0.5)
+def stored(folder, lowest):
+    store = Store(folder)
+    store.obtain(Reference("sphere", 8), lambda cell: [{"lowest": lowest, "fastest": 0.5}])
+    return store
+
+
+def test_one_case(tmp_path):
+    (row,) = run(QUICK[0], stored(tmp_path, 0.25))
     assert row["suggested_rate"] == pytest.approx(0.5 * 2 / 11)
     assert row["suggested_is_no_worse"]
     assert row["self_set_is_no_worse"]
@@ -35,15 +42,26 @@ def test_cases_are_those_of_the_table():
 
 def test_what_is_stored_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(function_rates, "cases", lambda: iter(QUICK))
-    stored = tmp_path / "cases" / f"{QUICK[0].name}.json"
-    stored.parent.mkdir()
-    stored.write_text(json.dumps(run(QUICK[0], 0.25, 0.5)))
+    store = stored(tmp_path, 0.25)
+    store.obtain(QUICK[0], lambda cell: [{**run(cell, store)[0], "reference_rate": 0.125}])
     function_rates.main(tmp_path)
     table = pd.read_csv(tmp_path / "functions.csv")
     assert list(table["aggregator"]) == ["mean", "projection"]
-    assert table["reference_rate"][0] == 0.25  # as it was stored
+    assert list(table["reference_rate"]) == [0.125, 0.25]  # as they were stored
     assert (tmp_path / "functions.png").stat().st_size > 10_000
-    assert "torch" in json.loads((tmp_path / "functions.json").read_text())
+
+
+def test_rates_of_a_network(tmp_path, monkeypatch):
+    case = Network("digits", 8, 2, "mean", 4)
+    monkeypatch.setattr(network_rates, "cases", lambda: iter([case]))
+    monkeypatch.setattr(network_rates, "_GRID", [0.01, 0.1, 1e6])
+    monkeypatch.setattr(network_rates, "_AROUND", [0.5, 1.0, 1e9])
+    network_rates.main(tmp_path, [], None)
+    (row,) = pd.read_csv(tmp_path / "networks.csv").to_dict("records")
+    assert row["reference_highest"] == 0.1  # a million diverges
+    assert row["searched_rate"] <= row["suggested_rate"]
+    assert row["loss_searched"] <= row["loss_suggested"] < 4
+    assert (tmp_path / "networks.png").stat().st_size > 10_000
 
 
 def test_samplers(tmp_path, monkeypatch):
