@@ -7,6 +7,10 @@ import threading
 from torch import Tensor
 
 
+class NonFiniteError(ValueError):
+    """A value is infinite or not a number."""
+
+
 class _Collector(threading.local):
     conditions: list[Tensor] | None = None
 

@@ -207,3 +207,16 @@ def test_what_does_not_fit_is_an_error(gram, jvps, message):
 def test_best_keeps_at_least_one(number):
     with pytest.raises(ValueError, match="`num_kept` should be an integer"):
         Best(number)
+
+
+@pytest.mark.parametrize(("num_tangents", "dimension"), [(5, 4), (40, 3), (64, 63), (9, 1)])
+def test_more_tangents_than_dimensions(num_tangents, dimension):
+    generator = torch.Generator().manual_seed(0)
+    tangents = torch.randn(3, num_tangents, dimension, dtype=torch.float64, generator=generator)
+    tangents[0, 1:] = tangents[0, :1]  # of rank one
+    tangents[1, 0] = 0
+    grams = tangents @ tangents.mT
+    # Nothing that tangents in so few dimensions could measure: noise, to be averaged alike.
+    jvps = torch.randn(num_tangents, 3, dtype=torch.float64, generator=generator)
+    knowing = Projection()(grams, jvps, dimension=dimension)
+    torch.testing.assert_close(knowing, Projection()(grams, jvps), rtol=1e-6, atol=1e-8)

@@ -105,6 +105,12 @@ def test_trajectories_do_not_depend_on_their_company():
         assert torch.equal(alone.steps[0], together.steps[i, :2])
 
 
+@pytest.mark.parametrize("gradient", [Estimate(Normal(2), Projection()), TrueGradient()])
+def test_rosenbrock_of_one_variable_is_zero(gradient):
+    found = descend(FUNCTIONS["rosenbrock"], 1, gradient, torch.tensor([0.1, 1.0]), seeds=2)
+    assert (found.best == 0).all() and (found.steps == 50).all()
+
+
 def test_stops_without_improvement():
     # At rate 1 the true gradient of the sphere leads to the mirror image and back.
     found = descend(FUNCTIONS["sphere"], 3, TrueGradient(), torch.tensor([1.0, 0.5]), seeds=1)
@@ -167,9 +173,12 @@ def test_self_set_rates_reach_what_a_search_reaches(name):
         ({"dimension": 0}, "`dimension` should be at least 1. Found 0"),
         ({"seeds": 0}, "`seeds` should be at least 1. Found 0"),
         ({"patience": 0}, "`patience` should be at least 1. Found 0"),
+        ({"steps": 0}, "`steps` should be at least 1. Found 0"),
+        ({"rates": 0.1}, r"`rates` should be a tensor or a StepRule. Found float. Try torch"),
+        ({"function": torch.sum}, "`function` should be a Function. Found builtin"),
     ],
 )
 def test_errors(arguments, message):
-    usual = {"dimension": 2, "rates": torch.tensor([0.1])}
-    with pytest.raises(ValueError, match=message):
-        descend(FUNCTIONS["sphere"], gradient=TrueGradient(), **usual | arguments)
+    usual = {"function": FUNCTIONS["sphere"], "dimension": 2, "rates": torch.tensor([0.1])}
+    with pytest.raises((TypeError, ValueError), match=message):
+        descend(gradient=TrueGradient(), **usual | arguments)

@@ -191,6 +191,22 @@ def test_resume_bit_for_bit(gradient: str, optimizer: str, tmp_path: Path) -> No
     assert_same(train(config(tmp_path / "killed", **changes, resume=True)), expected)
 
 
+class Uphill(Callback):
+    """Makes every epoch worse than those before."""
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        module.optimizer.param_groups[0]["lr"] = -0.1
+
+
+def test_the_best_epoch_is_known_after_a_folder_was_moved(tmp_path: Path) -> None:
+    part = train(config(tmp_path / "there", epochs=2))
+    assert part.best_epoch == 2
+    (tmp_path / "there").rename(tmp_path / "here")
+    result = train(config(tmp_path / "here", epochs=4, resume=True), [Uphill()])
+    assert (result.best_epoch, result.epochs) == (2, 4)
+    assert result.test_loss == part.test_loss
+
+
 def test_resume_before_the_first_checkpoint(whole: TrainResult, tmp_path: Path) -> None:
     with pytest.raises(Killed, match="in the middle"):
         train(config(tmp_path), [KillAfter(0)])
@@ -250,6 +266,21 @@ def test_non_finite_loss(gradient: str, tmp_path: Path) -> None:
     message = r"`\w+_loss` should be finite. Found \w+ in epoch 1, step \d+. .*--learning-rate"
     with pytest.raises(NonFiniteLoss, match=message):
         train(config(tmp_path, gradient=gradient, learning_rate=1e9))
+
+
+def test_derivatives_that_are_not_finite(tmp_path: Path) -> None:
+    def overflow(gradient: Any) -> None:
+        gradient.aggregator(torch.eye(1), torch.tensor([torch.inf]))
+
+    class Overflow(Callback):
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            inner = module.gradient
+            module.gradient = lambda *batch: overflow(inner)
+
+    with pytest.raises(
+        NonFiniteLoss, match=r"`derivatives of train_loss` should be finite.*step 1"
+    ):
+        train(config(tmp_path), [Overflow()])
 
 
 @pytest.mark.parametrize(

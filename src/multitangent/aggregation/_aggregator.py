@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multitangent._conditions import holds
+from multitangent._conditions import NonFiniteError, holds
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Aggregator(ABC):
             gram: The Gram matrix ``V V^T`` of the tangents, ``[K, K]``, or ``[B, K, K]`` where
                 each sample has tangents of its own.
             jvps: The directional derivatives ``V grad f``, ``[K]`` or ``[K, B]``.
-            dimension: n, the number of perturbed scalars, which `Rescaled` needs.
+            dimension: n, the number of perturbed scalars, which `Rescaled` needs; `Projection`
+                takes it for a bound of the rank of `gram`.
 
         Returns:
             The coefficients in float64, of the shape of `jvps`.
@@ -115,7 +116,7 @@ def _check(gram: Tensor, jvps: Tensor) -> None:
         )
     for name, value in (("gram", gram), ("jvps", jvps)):
         if not holds(value.isfinite().all()):
-            raise ValueError(
+            raise NonFiniteError(
                 f"`{name}` should be finite. Found {int((~value.isfinite()).sum())} of "
                 f"{value.numel()} values that are infinite or not a number. Try a lower learning "
                 "rate, or look for the layer whose output is not finite."

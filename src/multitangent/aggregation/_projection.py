@@ -47,6 +47,9 @@ class Projection(Aggregator):
         normalized = unit.unsqueeze(-1) * measured.gram * unit.unsqueeze(-2)
         within = unit * measured.jvps  # [B, K]
         tolerance = self._tolerance(measured)
+        if measured.dimension is not None and measured.dimension < len(unit[0]):
+            factor = _pivoted_factor(normalized, measured.dimension)
+            return _solved_in_span(factor, within, tolerance) * unit
         solution = _solved(normalized, within, tolerance)
         if solution is None:
             solution = _solved_without_small(normalized, within, tolerance)
@@ -84,3 +87,31 @@ def _solved_without_small(gram: Tensor, jvps: Tensor, tolerance: float) -> Tenso
     kept = values > tolerance * values[..., -1:]
     inverse = torch.where(kept, 1 / values, 0.0)
     return (((jvps.unsqueeze(-2) @ vectors) * inverse.unsqueeze(-2)) @ vectors.mT).squeeze(-2)
+
+
+def _pivoted_factor(gram: Tensor, rank: int) -> Tensor:
+    """L ``[B, rank, K]`` with ``L^T L = G`` for a Gram matrix of no higher rank.
+
+    Cholesky's algorithm with the largest remaining diagonal element as the pivot.
+    """
+    left = gram.diagonal(dim1=-2, dim2=-1)
+    factor = gram.new_zeros(len(gram), rank, gram.shape[-1])
+    samples = torch.arange(len(gram), device=gram.device)
+    for step in range(rank):
+        value, pivot = left.max(-1, keepdim=True)
+        known = factor[:, :step]
+        at_pivot = known[samples, :, pivot[:, 0]].unsqueeze(1)  # [B, 1, step]
+        remaining = gram[samples, pivot[:, 0]] - (at_pivot @ known).squeeze(1)
+        row = torch.where(value > 0, remaining / value.sqrt(), 0.0)
+        factor[:, step] = row
+        left = left - row.square()
+    return factor
+
+
+def _solved_in_span(factor: Tensor, jvps: Tensor, tolerance: float) -> Tensor:
+    """``G^+ d`` for ``G = L^T L``, whose eigenvalues are those of the smaller ``L L^T``."""
+    values, vectors = torch.linalg.eigh(factor @ factor.mT)
+    inverse = torch.where(values > tolerance * values[..., -1:], 1 / values, 0.0)
+    basis = vectors.mT @ factor  # [B, rank, K]
+    along = (basis @ jvps.unsqueeze(-1)).squeeze(-1) * inverse.square()
+    return (along.unsqueeze(-2) @ basis).squeeze(-2)

@@ -14,7 +14,7 @@ from multitangent._forward_gradient import ForwardGradient
 from multitangent.aggregation import Projection
 from multitangent.benchmarks._baselines import PythonLoop, VmapJvp
 from multitangent.benchmarks.config import BenchConfig
-from multitangent.models import fully_connected, resnet18, vision_transformer
+from multitangent.models import build_model
 from multitangent.perturbation import Activations
 from multitangent.tangents import Normal
 
@@ -52,12 +52,7 @@ def make_case(config: BenchConfig) -> Case:
     device = device_of(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if config.model == "fc":
-            model: nn.Module = fully_connected(shape, num_classes=10, width=config.width)
-        elif config.model == "resnet18":
-            model = resnet18(shape[0])
-        else:
-            model = vision_transformer(shape[1], shape[0])
+        model = build_model(config.model, shape, width=config.width)
         batch = config.batch or BATCH[config.model]
         x, y = torch.randn(batch, *shape), torch.randint(10, (batch,))
     return Case(model.to(device), nn.CrossEntropyLoss(), x.to(device), y.to(device))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json as json_
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from multitangent._allocator import keep_freed_memory
@@ -20,6 +17,7 @@ from multitangent.benchmarks._statistics import compare_statistics
 from multitangent.benchmarks._step import time_step
 from multitangent.benchmarks.config import BenchConfig
 from multitangent.training._errors import ConfigError
+from multitangent.training._files import write_csv
 
 _FIGURES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {
     "step": time_step,
@@ -50,9 +48,9 @@ def run_bench(config: BenchConfig, *, json: bool) -> dict[str, Any]:
         lines = [", ".join(f"{name} {value}" for name, value in row.items()) for row in rows]
         if config.out is not None:
             config.out.parent.mkdir(parents=True, exist_ok=True)
-            _write_csv(config.out.with_suffix(".csv"), rows)
+            write_csv(config.out.with_suffix(".csv"), rows)
             draw(rows, config.out.with_suffix(".png"), _title(result))
-    result["provenance"] = provenance(sys.argv[1:])
+    result["provenance"] = provenance()
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json_.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -94,10 +92,3 @@ def _settings(config: BenchConfig) -> dict[str, Any]:
 def _title(result: dict[str, Any]) -> str:
     width = f" of width {result['width']}" if "width" in result else ""
     return f"{result['model']}{width}, batch of {result['batch']}"
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -81,7 +81,7 @@ class Product:
         for t, factor in self.terms:
             if isinstance(factor, Tensor):
                 # An axis along which tangents are constant is one of rows, not of matrices.
-                varying = [axis for axis, size in enumerate(t.shape[1:]) if size > 1]
+                varying = [axis for axis, size in enumerate(t.shape[1:]) if size != 1]
                 rows = t.reshape(len(t), *[t.shape[axis + 1] for axis in varying])
                 own = "".join(letters[axis] for axis in varying)
                 whole = factor.to(t.dtype).expand(shape)

@@ -124,6 +124,7 @@ def descend(
         progress: Called now and then with the count of the step and of all steps.
 
     Raises:
+        TypeError: If `function` or `rates` is of another kind.
         ValueError: If a number is below 1 or a rate not positive.
 
     Examples:
@@ -134,8 +135,9 @@ def descend(
         >>> found.best.shape, bool((found.best < 1e-6).all())
         (torch.Size([2, 3]), True)
     """
+    _check_kinds(function, rates)
     tried = torch.ones(1) if isinstance(rates, StepRule) else rates
-    _check(dimension, tried, seeds, patience)
+    _check(dimension, tried, seeds, patience, function.steps if steps is None else steps)
     schedule = _SelfSet(function, rates) if isinstance(rates, StepRule) else _Constant(tried)
     limit = function.steps if steps is None else steps
     start = function.start_point(dimension, dtype)
@@ -220,8 +222,22 @@ class _SelfSet:
         return self._rule.rate.mean(1)
 
 
-def _check(dimension: int, rates: Tensor, seeds: int, patience: int) -> None:
-    for name, value in (("dimension", dimension), ("seeds", seeds), ("patience", patience)):
+def _check_kinds(function: object, rates: object) -> None:
+    if not isinstance(function, Function):
+        raise TypeError(
+            f"`function` should be a Function. Found {type(function).__name__}. Try "
+            'Function("name", formula, start=(1.0, 1.0)).'
+        )
+    if not isinstance(rates, Tensor | StepRule):
+        raise TypeError(
+            f"`rates` should be a tensor or a StepRule. Found {type(rates).__name__}. Try "
+            "torch.tensor([0.1])."
+        )
+
+
+def _check(dimension: int, rates: Tensor, seeds: int, patience: int, steps: int) -> None:
+    given = {"dimension": dimension, "seeds": seeds, "patience": patience, "steps": steps}
+    for name, value in given.items():
         if value < 1:
             raise ValueError(f"`{name}` should be at least 1. Found {value}.")
     if rates.ndim != 1 or not len(rates) or not (rates > 0).all() or not rates.isfinite().all():

@@ -25,6 +25,12 @@ class Function:
         >>> sphere = FUNCTIONS["sphere"]
         >>> sphere(sphere.start_point(4)), sphere.steps
         (tensor(4.), 1000)
+
+        One of your own, which sums over the last axis only:
+
+        >>> bowl = Function("bowl", lambda x: x.pow(4).sum(-1), start=(1.0, 1.0))
+        >>> bowl(torch.ones(5, 3)).shape
+        torch.Size([5])
     """
 
     name: str

@@ -61,6 +61,8 @@ class SearchConfig(_Settings):
     """What tangents are directions of."""
     optimizer: Suppress[str] = "SGD"
     """Any optimizer of torch.optim, by name."""
+    seed: Suppress[int] = 0
+    """Seed of the initial weights, the order of the data, the tangents and the rates tried."""
     device: Suppress[Literal["auto", "cpu", "cuda"]] = "auto"
     """Where to compute; auto: on the GPU if there is one."""
 

@@ -1,7 +1,5 @@
 """What happens at the end of an epoch."""
 
-import csv
-import io
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -9,7 +7,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
-from multitangent.training._files import write_text
+from multitangent.training._files import write_csv
 from multitangent.training._module import GradientModule
 
 COLUMNS = (
@@ -54,11 +52,7 @@ class MetricsFile(Callback):
         measured |= {name: value.item() for name, value in trainer.callback_metrics.items()}
         self.rows.append(measured | {"seconds": self._seconds})
         self._seconds = 0.0
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
+        write_csv(self.path, self.rows, COLUMNS)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

@@ -33,9 +33,10 @@ def check_fields(config: Any, at_least: Mapping[str, int]) -> None:
         if isinstance(value, float) and not (isfinite(value) and value > 0):
             raise ConfigError(f"`{name}` should be positive and finite. Found {value}. Try 0.01.")
         if isinstance(value, int) and value < at_least.get(name, value):
+            default = field.default
+            hint = at_least[name] if default is None else f"the default, {default}"
             raise ConfigError(
-                f"`{name}` should be at least {at_least[name]}. Found {value}. "
-                f"Try the default, {field.default}."
+                f"`{name}` should be at least {at_least[name]}. Found {value}. Try {hint}."
             )
 
 

@@ -65,7 +65,8 @@ def compare(
     runs = config.runs()
     results = tuple(train(run, callbacks(run)) for run in runs)
     comparison = Comparison(run_dir=folder, results=results)
-    title = f"Fully-connected network of width {config.width} on {config.dataset}"
+    width = f" of width {config.width}" if config.model == "fc" else ""
+    title = f"{config.model}{width} on {config.dataset}"
     curves = {run.label: result.metrics() for run, result in zip(runs, results, strict=True)}
     draw_curves(curves, folder / "curves.png", title)
     write_text(folder / "comparison.json", json.dumps(comparison.as_json(), indent=2) + "\n")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from multitangent import AutoStep
+from multitangent._conditions import NonFiniteError
 from multitangent.data import Batches
 from multitangent.training._errors import NonFiniteLoss
 from multitangent.training._gradients import Gradient
@@ -54,9 +55,9 @@ class GradientModule(LightningModule):
         optimizer.zero_grad()
         try:
             loss = self.gradient(*batch)
-        except ValueError:  # values that are not finite, most likely
+        except NonFiniteError as error:
             self._check_finite("train_loss", self.loss(self.model(batch[0]), batch[1]))
-            raise
+            raise self._not_finite("derivatives of train_loss", "other values") from error
         self._log("train_loss", loss, batch)
         optimizer.step()
 
@@ -78,11 +79,13 @@ class GradientModule(LightningModule):
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         if not value.isfinite():
-            raise NonFiniteLoss(
-                f"`{name}` should be finite. Found {value.item()} in epoch "
-                f"{self.current_epoch + 1}, step {self.global_step + 1}. "
-                "Try a lower --learning-rate."
-            )
+            raise self._not_finite(name, str(value.item()))
+
+    def _not_finite(self, name: str, found: str) -> NonFiniteLoss:
+        return NonFiniteLoss(
+            f"`{name}` should be finite. Found {found} in epoch {self.current_epoch + 1}, step "
+            f"{self.global_step + 1}. Try a lower --learning-rate."
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gradient"] = self.gradient.state_dict()

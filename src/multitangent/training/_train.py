@@ -1,18 +1,19 @@
 """One run, from a configuration to its result."""
 
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from multitangent import AutoStep
 from multitangent._estimator import GradientEstimator
 from multitangent.data import Dataset, load_dataset
-from multitangent.models import fully_connected
+from multitangent.models import build_model
 from multitangent.training._callbacks import MetricsFile
 from multitangent.training._curves import draw_curves
 from multitangent.training._data import DatasetModule
@@ -55,13 +56,16 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
     folder = Path(config.run_dir or ".")
     if is_finished(config, folder):
         return read_result(folder)
+    try:
+        return _train(config, folder, callbacks)
+    finally:
+        gc.collect()  # lightning's cycles of references, which hold the data
+
+
+def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> TrainResult:
     with quiet(), interruptible():
-        device = choose_device(config)
-        dataset = load_dataset(config.dataset, config.data_dir, device=device)
-        module = _build_module(config, dataset, device)
-        data = DatasetModule(dataset, config.batch_size, config.seed)
         metrics = MetricsFile(folder / "metrics.csv")
-        trainer = build_trainer(config, device, folder, [*callbacks, metrics])
+        module, data, trainer = _prepared(config, folder, [*callbacks, metrics])
         begin(config, folder)
         last, best = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
         trainer.fit(module, data, ckpt_path=last if last.exists() else None)
@@ -86,10 +90,43 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
     return result
 
 
+def evaluate_best(config: TrainConfig) -> dict[str, float]:
+    """Tests a run as it was at its best epoch so far, even if it has not ended or has diverged.
+
+    Args:
+        config: What was trained.
+
+    Returns:
+        `test_loss` and `test_error`.
+
+    Raises:
+        FileNotFoundError: No epoch has ended yet.
+    """
+    config = config.resolved()
+    folder = Path(config.run_dir or ".")
+    best = folder / "checkpoints" / "best.ckpt"
+    with quiet():
+        module, data, trainer = _prepared(config, folder, [MetricsFile(folder / "metrics.csv")])
+        (tested,) = trainer.test(module, data, ckpt_path=best, verbose=False)
+    return dict(tested)
+
+
+def _prepared(
+    config: TrainConfig, folder: Path, callbacks: Sequence[Callback]
+) -> tuple[GradientModule, DatasetModule, Trainer]:
+    device = choose_device(config)
+    dataset = load_dataset(config.dataset, config.data_dir, device=device)
+    module = _build_module(config, dataset, device)
+    data = DatasetModule(dataset, config.batch_size, config.seed)
+    return module, data, build_trainer(config, device, folder, callbacks)
+
+
 def _build_module(config: TrainConfig, dataset: Dataset, device: torch.device) -> GradientModule:
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same on every device
         torch.manual_seed(config.seed)
-        model = fully_connected(dataset.image_shape, dataset.num_classes, config.width)
+        model = build_model(
+            config.model, dataset.image_shape, dataset.num_classes, width=config.width
+        )
     model.to(device)
     gradient = build_gradient(config, model, nn.CrossEntropyLoss())
     rate = 1.0 if config.learning_rate == "auto" else config.learning_rate

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -87,8 +88,22 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _Checkpoint(ModelCheckpoint):
+    """Knows the best epoch also of a run whose folder was moved since."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        names = ("best_model_path", "last_model_path", "kth_best_model_path")
+        moved = {name: self._here(state_dict[name]) for name in names if state_dict.get(name)}
+        best = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
+        here = {"dirpath": self.dirpath, "best_k_models": best}
+        super().load_state_dict(state_dict | moved | here)
+
+    def _here(self, path: str) -> str:
+        return str(Path(self.dirpath or ".", Path(path).name))
+
+
 def _checkpoint(folder: Path, name: str, monitor: str | None = None) -> ModelCheckpoint:
-    return ModelCheckpoint(
+    return _Checkpoint(
         dirpath=folder / "checkpoints",
         filename=name,
         monitor=monitor,

@@ -33,10 +33,10 @@ class _Settings:
     """Data set; digits needs neither files nor a network."""
     data_dir: Path | None = None
     """Folder of the data; by default $MULTITANGENT_DATA, else the user's cache folder."""
-    model: Suppress[Literal["fc"]] = "fc"
-    """The paper's fully-connected network."""
+    model: Literal["fc", "resnet18", "vit"] = "fc"
+    """The paper's networks: fully connected, residual, vision transformer."""
     width: int = 256
-    """Width of the two hidden layers."""
+    """Width of the two hidden layers of fc."""
     num_tangents: int = 16
     """K, the number of tangents per step."""
     tangents: Literal["normal", "rademacher", "sphere", "orthogonal"] = "normal"
@@ -88,7 +88,7 @@ class TrainConfig(_Settings):
     set by the curvature along the steps."""
     resume: bool = False
     """Continue a run that was interrupted, or one that is to have more epochs."""
-    tensorboard: bool = False
+    tensorboard: Suppress[bool] = False
     """Write TensorBoard's event files too."""
 
     def resolved(self) -> "TrainConfig":
@@ -110,7 +110,7 @@ class TrainConfig(_Settings):
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
         if config.learning_rate is None and config.optimizer == "SGD":
             rate = default_learning_rate(
-                config.dataset, config.gradient, config.width, config.num_tangents
+                config.dataset, config.gradient, config.num_tangents, config.model, config.width
             )
             config = replace(config, learning_rate=rate)
         if config.run_dir is None:
