@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import tomllib
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -115,12 +116,44 @@ WORKER = [
 ]
 
 
-def worker(folder: Path) -> subprocess.Popen[bytes]:
+HELD = """
+import sys, time
+from pathlib import Path
+from multitangent.cli import main
+from multitangent.search import _search
+
+_search._BEAT, _search._GRACE = 1, 5
+gate, build_objective = Path(sys.argv[1]), _search.build_objective
+
+def held(config):
+    objective = build_objective(config)
+    def once_open(trial, rate):
+        while not gate.exists():
+            time.sleep(0.05)
+        return objective(trial, rate)
+    return once_open
+
+_search.build_objective = held
+raise SystemExit(main(sys.argv[2:]))
+"""
+
+
+def worker(folder: Path, *python: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "multitangent.cli", *WORKER, "--run-dir", str(folder)],
+        [sys.executable, *(python or ("-m", "multitangent.cli")), *WORKER, "--run-dir", folder],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
+
+
+@contextmanager
+def killed_at_the_end(*processes: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def states(folder: Path) -> list[str]:
@@ -136,33 +169,28 @@ def states(folder: Path) -> list[str]:
 
 def test_two_workers_begin_and_finish_together(tmp_path):
     workers = [worker(tmp_path), worker(tmp_path)]
-    assert [process.wait(timeout=300) for process in workers] == [0, 0]
+    with killed_at_the_end(*workers):
+        assert [process.wait(timeout=300) for process in workers] == [0, 0]
     assert 6 <= len(trials(tmp_path)) <= 7
     assert trials(tmp_path)["learning_rate"].is_unique
     assert set(states(tmp_path)) <= {"COMPLETE", "PRUNED"}
 
 
-def test_two_workers_share_and_a_killed_one_loses_one_trial(tmp_path, monkeypatch):
-    first, second = worker(tmp_path), worker(tmp_path)
-    deadline = time.monotonic() + 120
-    while states(tmp_path).count("RUNNING") < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert states(tmp_path).count("RUNNING") == 2  # one each
-    first.send_signal(signal.SIGKILL)
-    second.send_signal(signal.SIGKILL)
-    first.wait()
-    second.wait()
-    before = states(tmp_path)
-    assert before.count("RUNNING") == 2
-    monkeypatch.setattr(_search, "_BEAT", 1)
-    monkeypatch.setattr(_search, "_GRACE", 2)
-    options = {"width": 8, "num_tangents": 2, "epochs": 15, "low": 1e-3}
-    found = search(config(tmp_path, trials=6, **options))
+def test_two_workers_share_and_a_killed_one_loses_one_trial(tmp_path):
+    gate = tmp_path / "open"  # no trial ends before it is there
+    first, second = (worker(tmp_path, "-c", HELD, str(gate)) for _ in range(2))
+    with killed_at_the_end(first, second):
+        deadline = time.monotonic() + 120
+        while states(tmp_path) != ["RUNNING"] * 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert states(tmp_path) == ["RUNNING"] * 2  # one each
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        gate.touch()
+        assert second.wait(timeout=300) == 0
     after = states(tmp_path)
-    assert found.trials == 6
-    assert after.count("FAIL") == 2  # theirs
-    assert after.count("COMPLETE") + after.count("PRUNED") == 6
-    assert after.count("COMPLETE") >= before.count("COMPLETE")
+    assert after.count("FAIL") == 1  # the one it was at
+    assert after.count("COMPLETE") + after.count("PRUNED") == len(after) - 1 == 6
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed:UserWarning")
