@@ -57,7 +57,7 @@ def run(case: Case, store: Store) -> list[Row]:
     )
     # Around the suggestion, which is one of them; Rosenbrock's 25 000 steps take their time.
     long = function.steps > 10_000
-    below, above, decade = (5, 5, 4) if long else (20, 10, 8)
+    below, above, decade = (5, 10, 4) if long else (20, 10, 8)
     rates = suggested * 10 ** (torch.arange(-below, above + 1, dtype=torch.float64) / decade)
     found = descend(function, n, estimate, rates, seeds=SEEDS)
     means = found.best.mean(1)
