@@ -9,14 +9,17 @@ if TYPE_CHECKING:
     from multitangent._forward_gradient import ForwardGradient
     from multitangent._function import forward_gradient
     from multitangent._simulated import SimulatedGradient
-    from multitangent.aggregation import Best, Mean, Projection, Rescaled, Sum
+    from multitangent.aggregation import Best, ControlVariate, Mean, Projection, Rescaled, Sum
     from multitangent.learning_rate import AutoStep
     from multitangent.perturbation import Activations, Weights
     from multitangent.tangents import (
         Cone,
+        Feedback,
+        LocalLoss,
         Normal,
         Normalized,
         Orthogonal,
+        Previous,
         Rademacher,
         Sphere,
         StandardBasis,
@@ -28,14 +31,17 @@ _HOMES = {
     "_forward_gradient": ("ForwardGradient",),
     "_function": ("forward_gradient",),
     "_simulated": ("SimulatedGradient",),
-    "aggregation": ("Best", "Mean", "Projection", "Rescaled", "Sum"),
+    "aggregation": ("Best", "ControlVariate", "Mean", "Projection", "Rescaled", "Sum"),
     "learning_rate": ("AutoStep",),
     "perturbation": ("Activations", "Weights"),
     "tangents": (
         "Cone",
+        "Feedback",
+        "LocalLoss",
         "Normal",
         "Normalized",
         "Orthogonal",
+        "Previous",
         "Rademacher",
         "Sphere",
         "StandardBasis",
@@ -47,11 +53,15 @@ __all__ = [
     "AutoStep",
     "Best",
     "Cone",
+    "ControlVariate",
+    "Feedback",
     "ForwardGradient",
+    "LocalLoss",
     "Mean",
     "Normal",
     "Normalized",
     "Orthogonal",
+    "Previous",
     "Projection",
     "Rademacher",
     "Rescaled",

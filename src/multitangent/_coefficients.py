@@ -29,10 +29,12 @@ def combination(
     """
     mixing = source.mixing(gram, dimension)
     if mixing is None:
-        return Combination(aggregator(gram, jvps, dimension=dimension), gram, jvps)
+        return Combination(
+            aggregator(gram, jvps, dimension=dimension, informed=source.informed), gram, jvps
+        )
     mixed_gram = mixing @ gram @ mixing.mT
     mixed_jvps = _apply(mixing, jvps.double()).to(jvps.dtype)
-    coefficients = aggregator(mixed_gram, mixed_jvps, dimension=dimension)
+    coefficients = aggregator(mixed_gram, mixed_jvps, dimension=dimension, informed=source.informed)
     return Combination(_apply(mixing.mT, coefficients), mixed_gram, mixed_jvps)
 
 

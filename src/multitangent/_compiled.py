@@ -116,7 +116,7 @@ class CompiledStep:
             bound = estimator.perturb.bind(estimator.model)  # to what stands in for parameters
             sweep = bound(given, replace(batch, inputs=inputs, target=target))
             losses, jvps = estimator._differentiate(sweep)
-            combined, gram = estimator._combined(sweep, jvps)
+            combined, gram, _ = estimator._combined(sweep, jvps)
         holds = torch.stack([condition.reshape(()) for condition in conditions]).all()
         gradients = [
             torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
@@ -170,6 +170,9 @@ def compiled_step(
     """
     if names := [name for name, m in estimator.model.named_modules() if _drops(m)]:
         _warn(f"dropout, whose masks are drawn while the model runs, in {', '.join(names)}")
+        return None
+    if setting.source.learns:
+        _warn(f"tangents that learn from step to step, in {setting.source!r}")
         return None
     other = replace(setting, stream=_next_stream(setting))
     state = _State(estimator)

@@ -29,7 +29,7 @@ from multitangent.perturbation import (
     micro_batch_size,
     normalizes_batches,
 )
-from multitangent.tangents import Normal, Stream, TangentSource
+from multitangent.tangents import Lesson, Normal, Stream, TangentSource
 
 
 class GradientEstimator(ABC):
@@ -61,6 +61,7 @@ class GradientEstimator(ABC):
         self.tangent_dtype = tangent_dtype
         self.compile = compile
         self.step = 0
+        self._source = self.tangents.started()
         self._sizes: dict[Any, int] = {}
         self._graphs: dict[Any, CompiledStep | None] = {}
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
@@ -119,15 +120,23 @@ class GradientEstimator(ABC):
 
     def _eager(self, setting: Setting, batch: Part) -> Step:
         sweep, losses, jvps = self._differentiated(setting, batch)
-        return Step(losses, *self._combined(sweep, jvps))
+        combined, gram, gradients = self._combined(sweep, jvps)
+        if self._source.learns:
+            self._source.learn(_lesson(sweep, self._source, gradients))
+        return Step(losses, combined, gram)
 
-    def _combined(self, sweep: Sweep, jvps: Tensor) -> tuple[Combination, Tensor]:
-        """The coefficients, with the gradient they give added to ``.grad``; the Gram matrix."""
+    def _combined(
+        self, sweep: Sweep, jvps: Tensor
+    ) -> tuple[Combination, Tensor, dict[str, Tensor]]:
+        """The coefficients, the Gram matrix and the gradients of the perturbed values.
+
+        The gradients of the parameters are added to ``.grad``.
+        """
         with torch.autocast(jvps.device.type, enabled=False):
             gram, dimension = sweep.tangents.gram(), sweep.tangents.dimension
-            combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
-            sweep.pull(combined.coefficients)
-        return combined, gram
+            combined = combination(self._source, self.aggregator, gram, jvps, dimension)
+            gradients = sweep.pull(combined.coefficients)
+        return combined, gram, gradients
 
     def _differentiated(self, setting: Setting, batch: Part) -> tuple[Sweep, Tensor, Tensor]:
         """The sweep of a batch, its losses and directional derivatives."""
@@ -158,7 +167,7 @@ class GradientEstimator(ABC):
         setting = Setting(
             model=self.model,
             loss=self._per_sample,
-            source=self.tangents,
+            source=self._source,
             stream=Stream(self.seed, self.step),
             correction=self._per_sample.correction(batch.target),
             micro_batch=batch.size,
@@ -238,12 +247,13 @@ class GradientEstimator(ABC):
         return diagnose(*self._last_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the seed and the count of the steps."""
-        return {"seed": self.seed, "step": self.step}
+        """What a resumed run needs: the seed, the count of the steps, what sources learned."""
+        return {"seed": self.seed, "step": self.step, "tangents": self._source.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.seed, self.step = int(state["seed"]), int(state["step"])
+        self._source.load_state_dict(state.get("tangents", {}))
 
     def __repr__(self) -> str:
         loss = (
@@ -256,6 +266,17 @@ class GradientEstimator(ABC):
             f"tangents={self.tangents}, aggregator={self.aggregator}, perturb={self.perturb}, "
             f"seed={self.seed}, micro_batch={self.micro_batch!r}{self._options()})"
         )
+
+
+def _lesson(sweep: Sweep, source: TangentSource, gradients: dict[str, Tensor]) -> Lesson:
+    blocks = sweep.tangents.blocks
+    return Lesson(
+        requests={name: block.request for name, block in blocks.items()},
+        tangents={name: block.rows() for name, block in blocks.items()},
+        informed=source.informed,
+        gradients=gradients,
+        output_tangents=sweep.output_tangents,
+    )
 
 
 def check_kinds(tangents: object, aggregator: object) -> None:

@@ -2,9 +2,19 @@
 
 from multitangent.aggregation._aggregator import Aggregator, Measured
 from multitangent.aggregation._best import Best
+from multitangent.aggregation._control_variate import ControlVariate
 from multitangent.aggregation._mean import Mean
 from multitangent.aggregation._projection import Projection
 from multitangent.aggregation._rescaled import Rescaled
 from multitangent.aggregation._sum import Sum
 
-__all__ = ["Aggregator", "Best", "Mean", "Measured", "Projection", "Rescaled", "Sum"]
+__all__ = [
+    "Aggregator",
+    "Best",
+    "ControlVariate",
+    "Mean",
+    "Measured",
+    "Projection",
+    "Rescaled",
+    "Sum",
+]

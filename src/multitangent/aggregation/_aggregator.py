@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,12 +21,23 @@ class Measured:
         jvps: ``V grad f``, float64 ``[B, K]``.
         dimension: n, the number of perturbed scalars.
         precision: The relative precision of the directional derivatives as they were computed.
+        informed: Which of the tangents are guesses of the gradient.
     """
 
     gram: Tensor
     jvps: Tensor
     dimension: int | None
     precision: float
+    informed: tuple[bool, ...]
+
+    def take(self, indices: list[int]) -> Measured:
+        """The same of some of the tangents."""
+        return replace(
+            self,
+            gram=self.gram[:, indices][:, :, indices],
+            jvps=self.jvps[:, indices],
+            informed=tuple(self.informed[k] for k in indices),
+        )
 
 
 class Aggregator(ABC):
@@ -45,7 +57,14 @@ class Aggregator(ABC):
         tensor([1.5000, 2.0000], dtype=torch.float64)
     """
 
-    def __call__(self, gram: Tensor, jvps: Tensor, *, dimension: int | None = None) -> Tensor:
+    def __call__(
+        self,
+        gram: Tensor,
+        jvps: Tensor,
+        *,
+        dimension: int | None = None,
+        informed: Sequence[bool] | None = None,
+    ) -> Tensor:
         """The coefficients c.
 
         Args:
@@ -54,6 +73,8 @@ class Aggregator(ABC):
             jvps: The directional derivatives ``V grad f``, ``[K]`` or ``[K, B]``.
             dimension: n, the number of perturbed scalars, which `Rescaled` needs; `Projection`
                 takes it for a bound of the rank of `gram`.
+            informed: Which of the tangents are guesses of the gradient, none by default;
+                `ControlVariate` treats them apart.
 
         Returns:
             The coefficients in float64, of the shape of `jvps`.
@@ -67,6 +88,7 @@ class Aggregator(ABC):
             jvps=jvps.double().reshape(jvps.shape[0], -1).T,
             dimension=dimension,
             precision=torch.finfo(jvps.dtype).eps,
+            informed=tuple(informed or [False] * len(jvps)),
         )
         return self._coefficients(measured).T.reshape(jvps.shape)
 

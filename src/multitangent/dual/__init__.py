@@ -2,7 +2,7 @@
 
 from multitangent.dual import _rules as _rules  # registers the rules
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
-from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._dual_tensor import DualTensor, with_rows
 from multitangent.dual._part_of_batch import PartOfBatch, Statistics
 from multitangent.dual._registry import (
     FallbackWarning,
@@ -29,4 +29,5 @@ __all__ = [
     "register_rule",
     "tangents",
     "times",
+    "with_rows",
 ]

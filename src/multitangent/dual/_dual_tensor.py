@@ -234,6 +234,7 @@ def expanded(dual: DualTensor) -> Tensor:
 
 
 def with_rows(tangents: Tensor, count: int) -> Tensor:
+    """Tangents ``[at most K, ...]`` as ``[K, ...]``: rows that are missing at the end are zero."""
     missing = count - tangents.shape[0]
     if missing <= 0:
         return tangents

@@ -11,13 +11,22 @@ import torch
 from torch import Tensor
 
 from multitangent._batch import Part, call_model
-from multitangent.dual import DualTensor, PartOfBatch, Recorded, Statistics, add_to, primal
+from multitangent.dual import (
+    DualTensor,
+    PartOfBatch,
+    Recorded,
+    Statistics,
+    add_to,
+    primal,
+    tangents,
+    with_rows,
+)
 from multitangent.perturbation._pull import LocalPull
-from multitangent.perturbation._setting import Setting, split_dual
+from multitangent.perturbation._setting import Setting
 from multitangent.perturbation._sites import Site, Visitor, observed
-from multitangent.tangents import Tangents
+from multitangent.tangents import Block, Tangents
 
-Inject = Callable[[Tensor, Tensor], Tensor]
+Inject = Callable[[Tensor, Block], Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,23 +73,32 @@ class ActivationSweep:
         self._exact_output = exact_output
         self._recompute = recompute
         self._pull = LocalPull(sites, recompute=recompute)
+        self.output_tangents: Tensor | None = None
         self._last: _Injection | None = None
+        self._output: Tensor | None = None  # the model's, where it is asked for
+        self._output_gradient: Tensor | None = None
         # Where layers run again for their local step, memory is short.
         self.recorded = Recorded(reuse=not recompute)
 
     def push(self) -> tuple[Tensor, Tensor]:
-        if self.batch.size <= self.setting.micro_batch:
-            return split_dual(self._record(_inject, keep=False), self.batch.size)
+        first = self.setting.source.sees_output
+        if self.batch.size <= self.setting.micro_batch and not first:
+            return self.setting.split(self._record(_inject, keep=False), self.batch)
         losses = self.record()
         return losses, self.push_parts()
 
     def record(self) -> Tensor:
-        """Draw the tangents and record the layers without pushing; returns the losses ``[B]``."""
-        return self._record(lambda value, block: value, keep=True)
+        """Record the layers without pushing; returns the losses ``[B]``."""
+        losses = self._record(lambda value, block: value, keep=True)
+        if self.setting.source.sees_output:
+            gradient = self._gradient_of_output()
+            for block in self.tangents.blocks.values():
+                block.tell(gradient)
+        return losses
 
     def push_parts(self) -> Tensor:
         """Directional derivatives ``[K, B]``, in micro-batches, of what was recorded."""
-        jvps = []
+        jvps, outputs = [], []
         for part in self.batch.split(self.setting.micro_batch):
             injector = _Injector(partial(self._inject_rows, part.rows))
             with (
@@ -90,23 +108,40 @@ class ActivationSweep:
                 with observed(self.sites, injector):
                     output = call_model(self.setting.model, part.inputs)
                 losses = self.setting.losses(output, part)
-            jvps.append(split_dual(losses, part.size)[1])
+            jvps.append(self.setting.split(losses, part)[1])
+            if self.setting.source.sees_output:
+                outputs.append(self._tangents_of_output(output))
+        self.output_tangents = torch.cat(outputs, 1) if outputs else None
         return torch.cat(jvps, 1)
 
     def backpropagate(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         losses = self.record()
-        gradients = self._true_gradients(statistics)
-        jvps = sum(
+        jvps = self._along_tangents(self._true_gradients(statistics))
+        if self._output is not None:
+            along = [
+                self._along_tangents(self._true_gradients(statistics, element))
+                for element in range(self._output[0].numel())
+            ]
+            self.output_tangents = torch.stack(along, 2).reshape(
+                *along[0].shape, *self._output.shape[1:]
+            )
+        return losses, jvps
+
+    def _along_tangents(self, gradients: list[Tensor]) -> Tensor:
+        """Directional derivatives ``[K, B]`` from gradients of all perturbed values."""
+        along = sum(
             torch.einsum("kbn,bn->kb", block.flatten(2).expand(-1, len(g), -1), g.flatten(1))
             if block.shape[1] > 1
             else block.flatten(1) @ g.flatten(1).mT
             for block, g in zip(self._drawn(), gradients, strict=True)
         )
-        assert isinstance(jvps, Tensor)
-        return losses, jvps
+        assert isinstance(along, Tensor)
+        return along
 
-    def pull(self, coefficients: Tensor) -> None:
-        self._pull_locally(self.tangents.combine(coefficients))
+    def pull(self, coefficients: Tensor) -> dict[str, Tensor]:
+        gradients = self.tangents.combine(coefficients)
+        self._pull_locally(dict(gradients))
+        return gradients
 
     def pull_exact(self, statistics: Statistics) -> Tensor:
         """What infinitely many tangents would give, from backpropagation; returns the losses."""
@@ -119,7 +154,7 @@ class ActivationSweep:
         """From the gradients of the sites' outputs to those of their parameters."""
         if self._exact_output:
             assert self._last is not None
-            gradients[self._last.name] = self._gradient_of_output(primal(self._last.before))
+            gradients[self._last.name] = self._gradient_of_output()
         self._pull(
             gradients,
             self.setting.scale(self.batch),
@@ -146,16 +181,21 @@ class ActivationSweep:
             mode.between_sites = False  # a loss may have parameters of its own
             if self._exact_output:
                 output = self._without_last_injection(output)
+            if self._exact_output or setting.source.sees_output:
+                self._output = _one_tensor(primal(output), setting)
             return setting.losses(output, batch)
 
     def _inject_rows(self, rows: slice, value: Tensor, name: str) -> Tensor:
         block = self.tangents.blocks.get(name)  # none at the output, if that is exact
-        return value if block is None else _inject(value, block.rows(rows))
+        return value if block is None else _inject(value, block, rows)
 
     def _drawn(self) -> list[Tensor]:
-        return [block.rows().to(block.request.dtype) for block in self.tangents.blocks.values()]
+        return [
+            with_rows(block.rows(), block.count).to(block.request.dtype)
+            for block in self.tangents.blocks.values()
+        ]
 
-    def _draw(self, name: str, value: Tensor) -> Tensor:
+    def _draw(self, name: str, value: Tensor) -> Block:
         size = self.batch.size
         if value.ndim == 0 or value.shape[0] != size:
             raise ValueError(
@@ -164,10 +204,9 @@ class ActivationSweep:
                 "modules around it, or `perturb='weights'`."
             )
         own = range(size) if self._per_sample else None
-        block = self.setting.draw(
+        return self.setting.draw(
             self.tangents, name, primal(value), tuple(value.shape[1:]), own, self.batch.target
         )
-        return block.rows()
 
     def _without_last_injection(self, output: Any) -> Any:
         """The model's output as it was before the last site's tangents were added."""
@@ -181,14 +220,31 @@ class ActivationSweep:
         del self.tangents.blocks[last.name]
         return last.before
 
-    def _gradient_of_output(self, output: Tensor) -> Tensor:
+    def _gradient_of_output(self) -> Tensor:
         """The loss's own derivative with respect to the model's output, ``[B, *shape]``."""
-        with torch.enable_grad(), self.setting.part_of_batch(self.batch, "couple"):
-            output = output.detach().requires_grad_()
-            return torch.autograd.grad(self.setting.losses(output, self.batch).sum(), output)[0]
+        if self._output_gradient is None:
+            assert self._output is not None
+            with torch.enable_grad(), self.setting.part_of_batch(self.batch, "couple"):
+                output = self._output.detach().requires_grad_()
+                total = self.setting.losses(output, self.batch).sum()
+                self._output_gradient = torch.autograd.grad(total, output)[0]
+        return self._output_gradient
 
-    def _true_gradients(self, statistics: Statistics) -> list[Tensor]:
-        """The gradients with respect to all perturbed values, by backpropagation."""
+    def _tangents_of_output(self, output: Any) -> Tensor:
+        """The derivatives of a part's output along V, ``[K, b, *shape]``."""
+        value = primal(output)
+        rows = tangents(output)
+        if rows is None:
+            return value.new_zeros(self.setting.source.num_tangents, *value.shape)
+        return with_rows(rows, self.setting.source.num_tangents).expand(-1, *value.shape)
+
+    def _true_gradients(self, statistics: Statistics, element: int | None = None) -> list[Tensor]:
+        """The gradients with respect to all perturbed values, by backpropagation.
+
+        Args:
+            statistics: What batch normalisation does.
+            element: Of the model's output, whose gradient is wanted in place of the loss's.
+        """
         offsets: list[Tensor] = []
 
         def watch(value: Tensor, name: str) -> Tensor:
@@ -204,7 +260,10 @@ class ActivationSweep:
             observed(self.sites, _Injector(watch)),
         ):
             output = call_model(self.setting.model, self.batch.inputs)
-            total = self.setting.losses(output, self.batch).sum()
+            if element is None:
+                total = self.setting.losses(output, self.batch).sum()
+            else:
+                total = output.flatten(1)[:, element].sum()
         watched = offsets[:-1] if self._exact_output else offsets
         gradients = torch.autograd.grad(total, watched, allow_unused=True)
         return [
@@ -212,11 +271,22 @@ class ActivationSweep:
         ]
 
 
-def _inject(value: Tensor, block: Tensor) -> Tensor:
+def _inject(value: Tensor, block: Block, samples: slice | None = None) -> Tensor:
     """The value with the block's tangents added to those that reached it."""
+    rows = block.rows(samples)
     if isinstance(value, DualTensor):
-        return DualTensor(value.primal, add_to(value, block))
-    return DualTensor(value, block)
+        return DualTensor(value.primal, add_to(value, rows))
+    return DualTensor(value, rows)
+
+
+def _one_tensor(output: Any, setting: Setting) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"`tangents` that see the model's output, here {setting.source!r}, need a model that "
+            f"returns one tensor. Found {type(output).__name__}. Try a module around the model "
+            "that returns the tensor the loss is computed from."
+        )
+    return output
 
 
 class _Recorder(Visitor):

@@ -86,7 +86,7 @@ def line(
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         args, kwargs = arguments(batch.inputs)
         output = functional_call(model, duals | buffers, args, kwargs)
-        losses, slopes = split_dual(setting.losses(output, batch), batch.size)
+        losses, slopes = split_dual(setting.losses(output, batch), batch.size, 1)
         return slopes[0], losses
 
     with setting.part_of_batch(batch, "couple"), sdpa_kernel(SDPBackend.MATH):

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from multitangent._batch import Part
 from multitangent._per_sample_loss import PerSampleLoss
-from multitangent.dual import DualTensor, PartOfBatch, Recorded, Statistics
+from multitangent.dual import DualTensor, PartOfBatch, Recorded, Statistics, with_rows
 from multitangent.perturbation._sites import Site
 from multitangent.tangents import Block, Request, Stream, Tangents, TangentSource
 
@@ -52,6 +52,10 @@ class Setting:
             )
         return losses
 
+    def split(self, losses: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+        """Losses ``[b]`` and their directional derivatives ``[K, b]``."""
+        return split_dual(losses, part.size, self.source.num_tangents)
+
     def scale(self, part: Part) -> float:
         """The weight of one sample's loss in the loss of the batch."""
         return self.loss.scale(part.batch_size)
@@ -74,8 +78,10 @@ class Setting:
             offset=tangents.dimension,
             dtype=value.dtype,
             device=value.device,
+            name=name,
             primal=value,
             target=target,
+            loss=self.loss,
         )
         block = Block(self.source, request, store=self.store_tangents, dtype=self.tangent_dtype)
         tangents.add(name, block)
@@ -148,9 +154,16 @@ def normalizes_batches(module: nn.Module) -> bool:
 
 
 class Sweep(Protocol):
-    """One step through the model, whose directional derivatives give the coefficients."""
+    """One step through the model, whose directional derivatives give the coefficients.
+
+    Attributes:
+        tangents: V.
+        output_tangents: The derivatives of the model's output along V, ``[K, B, *output]``, once
+            they are known; only where the source sees the output.
+    """
 
     tangents: Tangents
+    output_tangents: Tensor | None
 
     def push(self) -> tuple[Tensor, Tensor]:
         """Losses ``[B]`` and directional derivatives ``[K]`` or ``[K, B]``, in forward mode."""
@@ -158,8 +171,13 @@ class Sweep(Protocol):
     def backpropagate(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         """The same from backpropagation."""
 
-    def pull(self, coefficients: Tensor) -> None:
-        """Combine the tangents and add the gradient to ``.grad`` of the parameters."""
+    def pull(self, coefficients: Tensor) -> dict[str, Tensor]:
+        """Combine the tangents and add the gradient to ``.grad`` of the parameters.
+
+        Returns:
+            The gradient of every perturbed value by name, ``[b, *shape]`` of the samples' losses,
+            or ``[1, *shape]`` of the batch's.
+        """
 
 
 class BoundPerturbation(Protocol):
@@ -183,7 +201,7 @@ class Perturbation(Protocol):
         """Check the model; returns what makes the sweeps."""
 
 
-def split_dual(losses: Tensor, part_size: int) -> tuple[Tensor, Tensor]:
+def split_dual(losses: Tensor, part_size: int, num_tangents: int) -> tuple[Tensor, Tensor]:
     """Losses ``[b]`` and their directional derivatives ``[K, b]``."""
     if not isinstance(losses, DualTensor):
         raise RuntimeError(
@@ -191,7 +209,7 @@ def split_dual(losses: Tensor, part_size: int) -> tuple[Tensor, Tensor]:
             "model's output was detached, or computed without the sites. Try to remove the "
             "`detach()`."
         )
-    values, tangents = losses.primal.detach(), losses.tangents
+    values, tangents = losses.primal.detach(), with_rows(losses.tangents, num_tangents)
     return values, tangents.expand(-1, part_size)
 
 

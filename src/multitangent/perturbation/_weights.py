@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from multitangent._batch import Part, arguments, call_model
-from multitangent.dual import DualTensor, Recorded, Statistics
+from multitangent.dual import DualTensor, Recorded, Statistics, with_rows
 from multitangent.perturbation._setting import (
     BoundPerturbation,
     Setting,
     accumulate,
     normalizes_batches,
-    split_dual,
 )
 from multitangent.perturbation._sites import Site
 from multitangent.tangents import Block, Tangents
@@ -96,6 +95,7 @@ class _WeightSweep:
         self._setting = setting
         self._batch = batch
         self._parameters = parameters
+        self.output_tangents: Tensor | None = None
         self._recorded = Recorded(reuse=False)
         for name, parameter in parameters.items():
             setting.draw(self.tangents, name, parameter.detach(), tuple(parameter.shape), None)
@@ -118,7 +118,7 @@ class _WeightSweep:
             recorded = self._recorded if statistics == "hold" else None
             with setting.part_of_batch(part, statistics, recorded=recorded):
                 output = functional_call(model, duals, args, kwargs)
-                losses, along = split_dual(setting.losses(output, part), part.size)
+                losses, along = setting.split(setting.losses(output, part), part)
             values.append(losses)
             jvps.append(along.sum(1) * setting.scale(part))
         return torch.cat(values), torch.stack(jvps).sum(0)
@@ -140,13 +140,14 @@ class _WeightSweep:
         total = losses.sum() * self._setting.scale(self._batch)
         gradients = torch.autograd.grad(total, list(copies.values()), allow_unused=True)
         along = [
-            block.rows().to(gradient.dtype).flatten(1) @ gradient.flatten()
+            with_rows(block.rows(), block.count).to(gradient.dtype).flatten(1) @ gradient.flatten()
             for block, gradient in zip(self.tangents.blocks.values(), gradients, strict=True)
             if gradient is not None
         ]
         return losses.detach(), torch.stack(along).sum(0)
 
-    def pull(self, coefficients: Tensor) -> None:
-        gradient = self.tangents.combine(coefficients.unsqueeze(1))
+    def pull(self, coefficients: Tensor) -> dict[str, Tensor]:
+        gradients = self.tangents.combine(coefficients.unsqueeze(1))
         for name, parameter in self._parameters.items():
-            accumulate(parameter, gradient.pop(name).reshape(parameter.shape))
+            accumulate(parameter, gradients[name].reshape(parameter.shape))
+        return gradients

@@ -2,17 +2,24 @@
 
 from multitangent.tangents._basis import StandardBasis
 from multitangent.tangents._blocks import Block, Tangents
+from multitangent.tangents._feedback import Feedback
+from multitangent.tangents._local_loss import LocalLoss
 from multitangent.tangents._mixed import Cone, Normalized, Orthogonal, Sphere
+from multitangent.tangents._previous import Previous
 from multitangent.tangents._random import Normal, Rademacher
-from multitangent.tangents._source import Request, TangentSource, draw_independent
+from multitangent.tangents._source import Lesson, Request, TangentSource, draw_independent
 from multitangent.tangents._stream import Stream
 
 __all__ = [
     "Block",
     "Cone",
+    "Feedback",
+    "Lesson",
+    "LocalLoss",
     "Normal",
     "Normalized",
     "Orthogonal",
+    "Previous",
     "Rademacher",
     "Request",
     "Sphere",

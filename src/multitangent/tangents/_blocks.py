@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from multitangent.tangents._source import Request, TangentSource
 
@@ -18,7 +17,7 @@ _SAMPLES = 16  # drawn at a time where tangents per sample are not stored
 
 
 class Block:
-    """The tangents of one site: drawn once and stored, or drawn again at every use.
+    """The tangents of one site: drawn at the first use and stored, or drawn at every use.
 
     Args:
         source: Where they come from.
@@ -39,44 +38,41 @@ class Block:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.request = request
+        self.count = source.num_tangents
         self._source = source
+        self._store = store
         self.dtype = request.dtype if dtype is None else dtype
-        self._stored = self._draw(request) if store else None
+        self._stored: Tensor | None = None
 
     @property
     def dimension(self) -> int:
         """The number of perturbed scalars, per sample for activations."""
         return prod(self.request.shape)
 
+    def tell(self, output_gradient: Tensor) -> None:
+        """Add to what the source knows, before the first use."""
+        self.request = replace(self.request, output_gradient=output_gradient)
+
     def rows(self, samples: slice | None = None) -> Tensor:
-        """The tangents of all or some samples, ``[K, 1 or b, *shape]``."""
+        """The tangents of all or some samples, ``[at most K, 1 or b, *shape]``.
+
+        Rows that are missing at the end are zero.
+        """
+        if self._store and self._stored is None:
+            self._stored = self._draw(self.request)
         if self._stored is not None:
             shared = samples is None or self._stored.shape[1] == 1
             return self._stored if shared else self._stored[:, samples]
-        own = self.request.samples
-        if own is None or samples is None:
-            return self._draw(self.request)
-
-        def take(value: Any) -> Any:
-            per_sample = isinstance(value, Tensor) and value.shape[:1] == (len(own),)
-            return value[samples] if per_sample else value
-
-        some = replace(
-            self.request,
-            samples=own[samples],
-            primal=take(self.request.primal),
-            target=pytree.tree_map(take, self.request.target),
-        )
-        return self._draw(some)
+        return self._draw(self.request if samples is None else self.request.take(samples))
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
         """The tangents and whose they are, a few samples at a time where they are redrawn."""
-        own = self.request.samples
-        if own is None or self._stored is not None:
+        count = self.request.batch
+        if count is None or self._store or self.request.samples is None:
             yield slice(None), self.rows()
             return
-        for start in range(0, len(own), _SAMPLES):
-            samples = slice(start, min(start + _SAMPLES, len(own)))
+        for start in range(0, count, _SAMPLES):
+            samples = slice(start, min(start + _SAMPLES, count))
             piece = self.rows(samples)
             if start == 0 and piece.shape[1] < samples.stop:
                 yield slice(None), piece  # the source shares its tangents after all
@@ -85,11 +81,11 @@ class Block:
 
     def _draw(self, request: Request) -> Tensor:
         block = self._source.draw(request)
-        own = 1 if request.samples is None else len(request.samples)
-        head, count = list(block.shape[:2]), self._source.num_tangents
-        fits = head in ([count, 1], [count, own]) and block.shape[2:] == request.shape
-        if not fits or block.dtype != request.dtype:
-            wanted = f"[{count}, {own}, *{list(request.shape)}] of {request.dtype}"
+        shared = request.samples is None and not any(self._source.informed)
+        own = 1 if shared else request.batch or 1  # guesses are of a sample in any case
+        fits = 1 <= len(block) <= self.count and block.shape[2:] == request.shape
+        if not fits or block.shape[1] not in (1, own) or block.dtype != request.dtype:
+            wanted = f"[{self.count}, {own}, *{list(request.shape)}] of {request.dtype}"
             raise ValueError(
                 f"`draw` of {self._source!r} should return tangents of shape {wanted}. Found "
                 f"{list(block.shape)} of {block.dtype}."
@@ -125,7 +121,7 @@ class Tangents:
         """``V V^T`` in float64, the sum over the blocks: ``[K, K]``, or ``[b, K, K]``."""
         small, grams = [], []
         for block in self.blocks.values():
-            pieces = [_rows(tangents) for _, tangents in block.pieces()]
+            pieces = [_rows(tangents, block.count) for _, tangents in block.pieces()]
             if len(pieces) == 1 and pieces[0].numel() <= _SMALL and len(pieces[0]) == 1:
                 small.append(pieces[0])
             else:
@@ -140,9 +136,11 @@ class Tangents:
         return {name: _combined(block, coefficients) for name, block in self.blocks.items()}
 
 
-def _rows(tangents: Tensor) -> Tensor:
-    """Tangents ``[K, 1 or b, *shape]`` as ``[1 or b, K, n]``."""
-    return tangents.reshape(*tangents.shape[:2], -1).transpose(0, 1)
+def _rows(tangents: Tensor, count: int) -> Tensor:
+    """Tangents ``[at most K, 1 or b, *shape]`` as ``[1 or b, K, n]``."""
+    rows = tangents.reshape(*tangents.shape[:2], -1).transpose(0, 1)
+    missing = count - len(tangents)
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -155,7 +153,7 @@ def _combined(block: Block, coefficients: Tensor) -> Tensor:
     for samples, tangents in block.pieces():
         rows = tangents.reshape(*tangents.shape[:2], -1)  # [K, 1 or b, n]
         rows = rows.to(block.request.dtype)
-        weights = coefficients.to(rows.dtype)[:, samples]
+        weights = coefficients[: len(rows), samples].to(rows.dtype)
         if rows.shape[1] == 1:
             combined.append(weights.mT @ rows[:, 0])
         else:

@@ -39,6 +39,13 @@ class Normalized(TangentSource):
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_tangents", self.inner.num_tangents)
 
+    @property
+    def sources(self) -> tuple[TangentSource, ...]:
+        return (self.inner,)
+
+    def started(self) -> TangentSource:
+        return Normalized(self.inner.started())
+
     def draw(self, request: Request) -> Tensor:
         return self.inner.draw(request)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from multitangent.tangents._stream import Stream
 
@@ -27,8 +28,12 @@ class Request:
         dtype: Of the perturbed value.
         device: Of the perturbed value.
         first: The number of tangents that other sources draw before this one.
-        primal: The perturbed value, ``[b, *shape]`` or ``[*shape]``, for informed sources.
-        target: What the loss compares with, for informed sources.
+        name: The name of the site.
+        primal: The perturbed value, ``[b, *shape]`` for activations and ``[*shape]`` for weights.
+        target: What the loss compares with, for activations.
+        loss: From outputs and target to the losses ``[b]``.
+        output_gradient: The derivative of each sample's loss by the model's output,
+            ``[b, *output]``, where a source asked for it.
     """
 
     stream: Stream
@@ -39,8 +44,58 @@ class Request:
     dtype: torch.dtype
     device: torch.device
     first: int = 0
+    name: str = ""
     primal: Tensor | None = None
     target: Any = None
+    loss: Callable[[Any, Any], Tensor] | None = None
+    output_gradient: Tensor | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """The number of samples, ``None`` where the perturbed value is not one of each sample."""
+        if self.samples is not None:
+            return len(self.samples)
+        if self.primal is None or self.primal.ndim == len(self.shape):
+            return None
+        return len(self.primal)
+
+    def take(self, samples: slice) -> Request:
+        """The same for some of the samples."""
+        if (count := self.batch) is None:
+            return self
+
+        def part(value: Any) -> Any:
+            of_samples = isinstance(value, Tensor) and value.shape[:1] == (count,)
+            return value[samples] if of_samples else value
+
+        return replace(
+            self,
+            samples=None if self.samples is None else self.samples[samples],
+            primal=part(self.primal),
+            target=pytree.tree_map(part, self.target),
+            output_gradient=part(self.output_gradient),
+        )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What came of one step, for sources that learn.
+
+    Attributes:
+        requests: What was asked for at each site, by its name.
+        tangents: V as it was drawn, ``[K, 1 or b, *shape]`` by site.
+        informed: Which of the K tangents are guesses.
+        gradients: The forward gradient of each site's value, ``[b, *shape]``; for weights of the
+            batch's loss, ``[1, *shape]``.
+        output_tangents: The derivatives of the model's output along V, ``[K, b, *output]``, where
+            a source asked for the output.
+    """
+
+    requests: Mapping[str, Request]
+    tangents: Mapping[str, Tensor]
+    informed: Sequence[bool]
+    gradients: Mapping[str, Tensor]
+    output_tangents: Tensor | None = None
 
 
 _TOGETHER = 16  # rows at most that have a generator in common,
@@ -80,7 +135,10 @@ class TangentSource(ABC):
 
     @abstractmethod
     def draw(self, request: Request) -> Tensor:
-        """One block of V: ``[K, 1, *shape]``, or ``[K, b, *shape]`` for b samples of their own."""
+        """One block of V: ``[K, 1, *shape]``, or ``[K, b, *shape]`` where samples differ.
+
+        Rows that are missing at the end are zero.
+        """
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         """M for the Gram matrix ``V V^T`` ``[..., K, K]``; ``None`` is the identity.
@@ -90,6 +148,47 @@ class TangentSource(ABC):
             dimension: n, the number of perturbed scalars.
         """
         return None
+
+    @property
+    def sources(self) -> tuple[TangentSource, ...]:
+        """Those that this one is made of, none by default."""
+        return ()
+
+    @property
+    def informed(self) -> tuple[bool, ...]:
+        """Which of the K tangents are guesses of the gradient rather than random directions."""
+        if self.sources:
+            return tuple(guess for source in self.sources for guess in source.informed)
+        return (False,) * self.num_tangents
+
+    @property
+    def sees_output(self) -> bool:
+        """Whether tangents depend on the model's output, which then is computed before them."""
+        return any(source.sees_output for source in self.sources)
+
+    def started(self) -> TangentSource:
+        """What draws for one gradient: this object, or one with a memory if it is to learn."""
+        return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether `learn` does anything."""
+        return any(source.learns for source in self.sources)
+
+    def learn(self, lesson: Lesson) -> None:
+        """Take note of what came of a step."""
+        for source in self.sources:
+            source.learn(lesson)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory, of tensors and plain values."""
+        states = {str(i): source.state_dict() for i, source in enumerate(self.sources)}
+        return {place: state for place, state in states.items() if state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the memory that `state_dict` returned."""
+        for place, source in enumerate(self.sources):
+            source.load_state_dict(state.get(str(place), {}))
 
     def __add__(self, other: TangentSource) -> TangentSource:
         if not isinstance(other, TangentSource):
@@ -105,12 +204,19 @@ def _parts(source: TangentSource) -> tuple[TangentSource, ...]:
 class _Together(TangentSource):
     """The tangents of several sources, one after the other."""
 
-    sources: tuple[TangentSource, ...]
+    parts: tuple[TangentSource, ...]
     num_tangents: int = field(init=False)
 
     def __post_init__(self) -> None:
         total = sum(source.num_tangents for source in self.sources)
         object.__setattr__(self, "num_tangents", total)
+
+    @property
+    def sources(self) -> tuple[TangentSource, ...]:
+        return self.parts
+
+    def started(self) -> TangentSource:
+        return _Together(tuple(source.started() for source in self.parts))
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.sources))
@@ -120,8 +226,12 @@ class _Together(TangentSource):
         for source in self.sources:
             blocks.append(source.draw(replace(request, first=first)))
             first += source.num_tangents
+        counts = [source.num_tangents for source in self.sources]
+        counts[-1] = len(blocks[-1])  # only the last rows of all may be missing
         samples = max(block.shape[1] for block in blocks)
-        return torch.cat([b.expand(-1, samples, *[-1] * (b.ndim - 2)) for b in blocks])
+        return torch.cat(
+            [_filled(block, n, samples) for block, n in zip(blocks, counts, strict=True)]
+        )
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         mixed = torch.eye(self.num_tangents, dtype=gram.dtype, device=gram.device)
@@ -134,6 +244,14 @@ class _Together(TangentSource):
                 mixed[..., own, own] = matrix
             first = own.stop
         return mixed
+
+
+def _filled(block: Tensor, count: int, samples: int) -> Tensor:
+    """A block ``[k, 1 or b, *shape]`` as ``[count, samples, *shape]``."""
+    missing = count - len(block)
+    if missing:
+        block = torch.cat([block, block.new_zeros(missing, *block.shape[1:])])
+    return block.expand(-1, samples, *[-1] * (block.ndim - 2))
 
 
 def check_count(num_tangents: int) -> None:
