@@ -287,7 +287,7 @@ def test_an_output_that_is_no_tensor():
         return nn.functional.cross_entropy(output["logits"], target, reduction="none")
 
     gradient = ForwardGradient(TwoOutputs(), loss, Normal(2) + Feedback())
-    with pytest.raises(ValueError, match="returns one tensor. Found dict"):
+    with pytest.raises(ValueError, match=r"returns one tensor. Found dict"):
         gradient(torch.ones(2, 4), torch.tensor([0, 1]))
 
 

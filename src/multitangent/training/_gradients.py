@@ -7,10 +7,14 @@ from torch import Tensor, nn
 
 from multitangent import (
     Activations,
+    ControlVariate,
+    Feedback,
     ForwardGradient,
+    LocalLoss,
     Mean,
     Normal,
     Orthogonal,
+    Previous,
     Projection,
     Rademacher,
     SimulatedGradient,
@@ -73,12 +77,21 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
     if config.gradient == "backpropagation":
         return Backpropagation(model, loss)
     kind = SimulatedGradient if config.simulated else ForwardGradient
+    config = config.resolved()
+    assert config.share is not None and config.output is not None
     activations = Activations(share=config.share, output=config.output)
+    random = SOURCES[config.tangents]
+    if config.gradient in GUESSES:
+        tangents = random(config.num_tangents - 1) + GUESSES[config.gradient](1)
+        aggregator: Aggregator = ControlVariate(config.gain)
+    else:
+        tangents = random(config.num_tangents)
+        aggregator = AGGREGATORS[config.gradient]
     return kind(
         model,
         loss,
-        tangents=SOURCES[config.tangents](config.num_tangents),
-        aggregator=AGGREGATORS[config.gradient],
+        tangents=tangents,
+        aggregator=aggregator,
         perturb=activations if config.perturb == "activations" else Weights(),
         seed=config.seed,
     )
@@ -89,6 +102,11 @@ SOURCES: Mapping[str, Callable[[int], TangentSource]] = {
     "rademacher": Rademacher,
     "sphere": Sphere,
     "orthogonal": Orthogonal,
+}
+GUESSES: Mapping[str, Callable[[int], TangentSource]] = {
+    "feedback": Feedback,
+    "local": LocalLoss,
+    "previous": Previous,
 }
 AGGREGATORS: Mapping[str, Aggregator] = {
     "single": Mean(),

@@ -86,7 +86,7 @@ def default_learning_rate(
 
     Args:
         dataset: The name of the data set.
-        gradient: `"backpropagation"`, `"single"`, `"sum"`, `"mean"` or `"projection"`.
+        gradient: Its name; those with guesses have the rates of backpropagation.
         num_tangents: K; without effect for backpropagation.
         model: `"fc"`, `"resnet18"` or `"vit"`.
         width: The width of the hidden layers of `"fc"`.
@@ -101,6 +101,8 @@ def default_learning_rate(
         return default_learning_rate(dataset, "mean", num_tangents, model, width) / num_tangents
     if gradient == "single":
         return default_learning_rate(dataset, "mean", 1, model, width)
+    if gradient in ("feedback", "local", "previous"):  # as long as the true gradient
+        return default_learning_rate(dataset, "backpropagation", 1, model, width)
     if model in _DEEP:
         rates = _DEEP[model]["cifar10" if dataset == "cifar10" else "mnist"][gradient]
     else:

@@ -16,7 +16,10 @@ from multitangent.training._checks import check_fields
 from multitangent.training._errors import ConfigError
 from multitangent.training._learning_rates import default_learning_rate
 
-Gradient = Literal["backpropagation", "single", "sum", "mean", "projection"]
+Gradient = Literal[
+    "backpropagation", "single", "sum", "mean", "projection", "feedback", "local", "previous"
+]
+INFORMED = ("feedback", "local", "previous")  # one tangent of the K is a guess of the gradient
 
 
 # The smallest value of every whole number.
@@ -43,10 +46,14 @@ class _Settings:
     """How tangents are drawn."""
     perturb: Literal["activations", "weights"] = "activations"
     """What tangents are directions of."""
-    share: Suppress[Literal["batch", "sample"]] = "batch"
-    """Whether the samples of a batch share their tangents (activations only)."""
-    output: Suppress[Literal["perturbed", "exact"]] = "perturbed"
-    """Whether the logits are perturbed too, or use the loss's own derivative (activations only)."""
+    share: Suppress[Literal["batch", "sample"] | None] = None
+    """Whether the samples of a batch share their random tangents (activations only); by default
+    they do, as in the paper, except beside guesses."""
+    output: Suppress[Literal["perturbed", "exact"] | None] = None
+    """Whether the logits are perturbed too, as in the paper and by default, or use the loss's own
+    derivative, as by default beside guesses (activations only)."""
+    gain: Suppress[float] = 0.1
+    """Beside guesses: the share of what they miss that the random tangents bring back."""
     simulated: Suppress[bool] = False
     """Whether directional derivatives are computed from backpropagation, to study large K."""
     optimizer: str = "SGD"
@@ -82,7 +89,8 @@ class TrainConfig(_Settings):
     """
 
     gradient: Gradient = "projection"
-    """The gradient; single: the forward gradient of one tangent."""
+    """The gradient; single: the forward gradient of one tangent; feedback, local, previous: one of
+    the K tangents is a guess."""
     learning_rate: float | Literal["auto"] | None = None
     """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
     set by the curvature along the steps."""
@@ -106,8 +114,20 @@ class TrainConfig(_Settings):
                     "`learning_rate` should be a number for backpropagation: 'auto' asks for a "
                     "forward gradient. Found 'auto'. Try another --gradient."
                 )
-            names = ("num_tangents", "tangents", "perturb", "share", "output", "simulated")
+            names = ("num_tangents", "tangents", "perturb", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
+        informed = config.gradient in INFORMED
+        if informed and config.num_tangents < 2:
+            raise ConfigError(
+                f"`num_tangents` should be at least 2 for {config.gradient}: one guess, and others "
+                f"at random. Found {config.num_tangents}. Try --num-tangents 4."
+            )
+        config = replace(
+            config,
+            share=config.share or ("sample" if informed else "batch"),
+            output=config.output or ("exact" if informed else "perturbed"),
+            gain=config.gain if informed else _DEFAULTS.gain,
+        )
         if config.learning_rate is None and config.optimizer == "SGD":
             rate = default_learning_rate(
                 config.dataset, config.gradient, config.num_tangents, config.model, config.width
@@ -132,8 +152,14 @@ class TrainConfig(_Settings):
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits, the same for the same `identity` on every machine."""
-        return sha256(dumps(self.identity, sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits, the same for the same `identity` on every machine.
+
+        A field that came later is left out at its default: older runs are found again.
+        """
+        values = self.identity
+        if values["gain"] == _DEFAULTS.gain:
+            del values["gain"]
+        return sha256(dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
