@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from multitangent.learning_rate import AutoStep
     from multitangent.perturbation import Activations, Weights
     from multitangent.tangents import (
+        Balanced,
         Cone,
         Feedback,
         LocalLoss,
@@ -35,6 +36,7 @@ _HOMES = {
     "learning_rate": ("AutoStep",),
     "perturbation": ("Activations", "Weights"),
     "tangents": (
+        "Balanced",
         "Cone",
         "Feedback",
         "LocalLoss",
@@ -51,6 +53,7 @@ _HOMES = {
 __all__ = [
     "Activations",
     "AutoStep",
+    "Balanced",
     "Best",
     "Cone",
     "ControlVariate",

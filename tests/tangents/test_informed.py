@@ -13,6 +13,7 @@ import multitangent
 from models_for_tests import build, gradients, relative_error
 from multitangent import (
     Activations,
+    Balanced,
     ControlVariate,
     Feedback,
     ForwardGradient,
@@ -34,6 +35,7 @@ MIXTURES = [
     *(Normal(2) + source for source in INFORMED),
     Feedback(2) + Normal(2),  # missing rows that are not the last
     Rademacher(1) + LocalLoss(2) + Normalized(Previous()) + Normal(1) + Feedback(),
+    Balanced(Normal(2), decay=0.5) + Feedback(),
 ]
 PERTURBATIONS = [
     Activations(),
@@ -166,11 +168,8 @@ def test_local_loss_guesses_the_gradient_of_its_own_heads():
     gradient = ForwardGradient(model, LOSS, Normal(2) + LocalLoss(2, rate=0.1))
     trained(gradient, x, y, 20)
     state = gradient.state_dict()["tangents"]["1"]
-    first, head = next(iter(state["heads"].items()))
-    setting = gradient._setting(gradient._last_batch[1])
-    sweep = gradient._sweep(setting, gradient._last_batch[1])
-    sweep.record()
-    block = sweep.tangents.blocks[first]
+    head = next(iter(state["heads"].values()))
+    block = gradient_blocks(gradient)[0]
     value = block.request.primal.requires_grad_()
     logits = value @ head["weight"].T + head["bias"]
     loss = nn.functional.cross_entropy(logits, y, reduction="none")
@@ -228,13 +227,48 @@ def test_previous_for_weights_is_the_last_gradient():
     assert along / (norms[0] * norms[1]) > 0.55
 
 
+def test_balanced_tangents_have_the_size_of_the_gradient():
+    """Two sites of 6 and 4 values, the gradient of the second 100 times that of the first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        model[1].weight *= 0.01
+    x, y = torch.randn(8, 5).double(), torch.randint(0, 3, (8,))
+    source = Balanced(Normal(20), decay=0.0)  # so many that every gradient is exact
+    gradient = ForwardGradient(model, LOSS, source, perturb=Activations(output="exact"))
+    gradient(x, y)
+    gradient(x, y)
+    scales = gradient.state_dict()["tangents"]["scales"]
+    values = [model[0](x).detach()]
+    values.append(model[1](values[0]).detach())
+    for value in values:
+        value.requires_grad_()
+    one = model[2](model[1](values[0]))
+    other = model[2](values[1])
+    total = nn.functional.cross_entropy(one, y, reduction="sum")
+    total = total + nn.functional.cross_entropy(other, y, reduction="sum")
+    squares = [g.square().mean() for g in torch.autograd.grad(total, values)]
+    mean = (6 * squares[0] + 4 * squares[1]) / 10
+    expected = [(square / mean).sqrt().item() for square in squares]
+    assert list(scales.values()) == pytest.approx(expected)
+    assert expected[1] > 20 * expected[0]
+    rows = [block.rows() for block in gradient_blocks(gradient)]
+    assert rows[1].std() > 20 * rows[0].std()
+
+
+def gradient_blocks(gradient):
+    """The tangents that the next step draws."""
+    batch = gradient._last_batch[1]
+    sweep = gradient._sweep(gradient._setting(batch), batch)
+    sweep.record()
+    return list(sweep.tangents.blocks.values())
+
+
 def test_rows_of_later_sites_are_not_carried_before_them():
     model, x, y, _ = build("mlp")
     gradient = ForwardGradient(model, LOSS, Normal(1) + LocalLoss(5))
     gradient(x, y)
-    sweep = gradient._sweep(gradient._setting(gradient._last_batch[1]), gradient._last_batch[1])
-    sweep.push()
-    counts = [len(block.rows()) for block in sweep.tangents.blocks.values()]
+    counts = [len(block.rows()) for block in gradient_blocks(gradient)]
     assert counts == list(range(2, 2 + len(counts)))
 
 
@@ -243,6 +277,7 @@ BAD = [
     (lambda: Feedback(rate=1.5), "`rate` should be above 0 and at most 1"),
     (lambda: LocalLoss(rate=0.0), "`rate` should be above 0"),
     (lambda: LocalLoss(pool=0), "`pool` should be at least 1"),
+    (lambda: Balanced(Normal(2), decay=1.0), "`decay` should be at least 0 and below 1"),
     (lambda: Previous(decay=1.0), "`decay` should be at least 0 and below 1"),
     (lambda: ControlVariate(0.0), "`gain` should be above 0 and at most 1"),
 ]

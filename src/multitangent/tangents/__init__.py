@@ -1,5 +1,6 @@
 """Tangents: the sources they come from, and the blocks they are held in."""
 
+from multitangent.tangents._balanced import Balanced
 from multitangent.tangents._basis import StandardBasis
 from multitangent.tangents._blocks import Block, Tangents
 from multitangent.tangents._feedback import Feedback
@@ -11,6 +12,7 @@ from multitangent.tangents._source import Lesson, Request, TangentSource, draw_i
 from multitangent.tangents._stream import Stream
 
 __all__ = [
+    "Balanced",
     "Block",
     "Cone",
     "Feedback",

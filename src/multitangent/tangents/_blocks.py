@@ -81,10 +81,11 @@ class Block:
 
     def _draw(self, request: Request) -> Tensor:
         block = self._source.draw(request)
-        shared = request.samples is None and not any(self._source.informed)
-        own = 1 if shared else request.batch or 1  # guesses are of a sample in any case
-        fits = 1 <= len(block) <= self.count and block.shape[2:] == request.shape
-        if not fits or block.shape[1] not in (1, own) or block.dtype != request.dtype:
+        guesses = any(self._source.informed)  # of a sample, even where random tangents are shared
+        own = 1 if request.samples is None and not guesses else request.batch or 1
+        counts = range(1, self.count + 1) if guesses else (self.count,)
+        shape = len(block) in counts and block.shape[1] in (1, own)
+        if not shape or block.shape[2:] != request.shape or block.dtype != request.dtype:
             wanted = f"[{self.count}, {own}, *{list(request.shape)}] of {request.dtype}"
             raise ValueError(
                 f"`draw` of {self._source!r} should return tangents of shape {wanted}. Found "

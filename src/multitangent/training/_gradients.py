@@ -78,7 +78,8 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
         return Backpropagation(model, loss)
     kind = SimulatedGradient if config.simulated else ForwardGradient
     config = config.resolved()
-    assert config.share is not None and config.output is not None
+    assert config.share is not None
+    assert config.output is not None
     activations = Activations(share=config.share, output=config.output)
     random = SOURCES[config.tangents]
     if config.gradient in GUESSES:
