@@ -45,15 +45,15 @@ def chosen(store: Store) -> Iterator[Training]:
     """The best learning rate of every gradient whose search has ended, with all seeds."""
     for key in GRADIENTS:
         cells = [cell for cell in searched() if (cell.gradient, cell.num_tangents) == key]
-        losses = {}
-        for cell in cells:
-            found = [row.get("validation_loss") for row in store.rows([cell])]
-            if found:
-                diverged = None in found or store.rows([cell])[-1]["diverged"]
-                losses[cell] = inf if diverged else min(found)
-        if len(losses) == len(cells):
-            best = min(losses, key=lambda cell: losses[cell])
+        if all(store.rows([cell]) for cell in cells):
+            best = min(cells, key=lambda cell: _loss(store, cell))
             yield from (replace(best, seed=seed) for seed in range(SEEDS))
+
+
+def _loss(store: Store, cell: Training) -> float:
+    """The least validation loss of a run that has ended, infinite if it diverged."""
+    rows = store.rows([cell])
+    return inf if rows[-1]["diverged"] else min(float(row["validation_loss"]) for row in rows)
 
 
 def main(folder: Path, data_dir: Path | None) -> None:
