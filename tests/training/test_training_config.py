@@ -61,6 +61,20 @@ def test_hash_is_that_of_what_determines_the_result() -> None:
         assert replace(config, **change).hash != config.hash
 
 
+def test_guesses_have_samples_of_their_own_and_an_exact_output() -> None:
+    guided = TrainConfig(gradient="feedback").resolved()
+    assert (guided.share, guided.output) == ("sample", "exact")
+    assert (TrainConfig().resolved().share, TrainConfig().resolved().output) == (
+        "batch",
+        "perturbed",
+    )
+    assert TrainConfig(gradient="feedback", share="batch").resolved().share == "batch"
+    assert replace(guided, gain=0.2).hash != guided.hash
+    assert TrainConfig(gain=0.2).resolved().gain == 0.1  # there is no guess
+    with pytest.raises(ConfigError, match="`num_tangents` should be at least 2 for feedback"):
+        TrainConfig(gradient="feedback", num_tangents=1).resolved()
+
+
 def test_equal_runs_have_equal_hashes() -> None:
     exact = TrainConfig(gradient="backpropagation", num_tangents=4, tangents="sphere")
     assert exact.resolved().hash == TrainConfig(gradient="backpropagation").resolved().hash

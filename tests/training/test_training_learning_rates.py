@@ -1,6 +1,9 @@
+from typing import get_args
+
 import pytest
 
 from multitangent.training._learning_rates import default_learning_rate as rate
+from multitangent.training.config import Gradient
 
 
 def test_nearest_on_a_logarithmic_scale() -> None:
@@ -15,7 +18,7 @@ def test_nearest_on_a_logarithmic_scale() -> None:
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion-mnist", "cifar10"])
-@pytest.mark.parametrize("gradient", ["backpropagation", "single", "sum", "mean", "projection"])
+@pytest.mark.parametrize("gradient", get_args(Gradient))
 def test_every_run_has_one(dataset: str, gradient: str) -> None:
     assert 0 < rate(dataset, gradient, 3, width=64) < 1
 

@@ -4,7 +4,7 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from multitangent.data import load_dataset
 from multitangent.models import fully_connected
 from multitangent.training import ConfigError, NonFiniteLoss, TrainConfig, TrainResult, train
+from multitangent.training.config import Gradient
 
-GRADIENTS = ("backpropagation", "single", "sum", "mean", "projection")
+GRADIENTS = get_args(Gradient)
 SMALL = TrainConfig(width=8, num_tangents=4, epochs=4, batch_size=128, device="cpu")
 
 
@@ -179,7 +180,7 @@ def test_leaves_global_state_alone(tmp_path: Path) -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("gradient", ["backpropagation", "projection"])
+@pytest.mark.parametrize("gradient", ["backpropagation", "projection", "feedback", "local"])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 def test_resume_bit_for_bit(gradient: str, optimizer: str, tmp_path: Path) -> None:
     changes = {"gradient": gradient, "optimizer": optimizer}
