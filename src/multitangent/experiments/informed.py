@@ -7,7 +7,7 @@ as it ends, and not run again; any number of processes can share a folder.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from multitangent.experiments import _training
 from multitangent.experiments._experiment import Context
 from multitangent.experiments._store import Store
-from multitangent.experiments._training import Training
+from multitangent.experiments._training import Training, training
 from multitangent.training._files import write_csv
 from multitangent.training.config import Gradient
 
@@ -56,15 +56,27 @@ def _loss(store: Store, cell: Training) -> float:
     return inf if rows[-1]["diverged"] else min(float(row["validation_loss"]) for row in rows)
 
 
+def converged() -> Iterator[Training]:
+    """Runs to their end, with the learning rate published for backpropagation."""
+    for seed in range(SEEDS):
+        yield training("fc", "mnist", "backpropagation", 1, seed)
+        yield training("fc", "mnist", "feedback", 4, seed)
+
+
 def main(folder: Path, data_dir: Path | None) -> None:
-    """Run what is missing; then write the table."""
+    """Run what is missing; then write the tables."""
     torch.set_num_threads(1)
     store = Store(folder)
     context = Context(store, data_dir, "cpu")
-    store.work(searched(), lambda cell: _training.run(cell, context))
-    store.work(list(chosen(store)), lambda cell: _training.run(cell, context))
-    write_csv(folder / "searched.csv", _training.results(store.rows(searched())))
-    write_csv(folder / "chosen.csv", _training.results(store.rows(chosen(store))))
+
+    def table(name: str, cells: Iterable[Training]) -> None:
+        cells = list(cells)
+        store.work(cells, lambda cell: _training.run(cell, context))
+        write_csv(folder / f"{name}.csv", _training.results(store.rows(cells)))
+
+    table("searched", searched())
+    table("chosen", chosen(store))
+    table("converged", converged())
 
 
 if __name__ == "__main__":
