@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Orthogonal,
         Previous,
         Rademacher,
+        Radial,
         Sphere,
         StandardBasis,
     )
@@ -45,6 +46,7 @@ _HOMES = {
         "Orthogonal",
         "Previous",
         "Rademacher",
+        "Radial",
         "Sphere",
         "StandardBasis",
     ),
@@ -67,6 +69,7 @@ __all__ = [
     "Previous",
     "Projection",
     "Rademacher",
+    "Radial",
     "Rescaled",
     "SimulatedGradient",
     "Sphere",

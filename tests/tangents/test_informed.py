@@ -24,12 +24,13 @@ from multitangent import (
     Previous,
     Projection,
     Rademacher,
+    Radial,
     SimulatedGradient,
 )
 
 INFORMED = [
     Feedback(), Feedback(3, rate=1.0), LocalLoss(), LocalLoss(2, rate=0.1), Previous(),
-    Previous(2, decay=0.5),
+    Previous(2, decay=0.5), Radial(), Radial(2),
 ]  # fmt: skip
 MIXTURES = [
     *(Normal(2) + source for source in INFORMED),
@@ -225,6 +226,28 @@ def test_previous_for_weights_is_the_last_gradient():
     # Each step adds what two new tangents find of the rest: a cosine of 0.73 after 30, where two
     # tangents alone have 0.16.
     assert along / (norms[0] * norms[1]) > 0.55
+
+
+def test_radial_tangents_make_the_growth_of_weights_exact():
+    """<grad W, W> of every linear layer, where each has a tangent of its own."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(i, o, bias=False).double() for i, o in ((5, 6), (6, 4), (4, 3))]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    x, y = torch.randn(8, 5).double(), torch.randint(0, 3, (8,))
+
+    def growth():
+        return torch.stack([(layer.weight.grad * layer.weight).sum() for layer in layers]).detach()
+
+    source = Normal(2) + Radial(3)
+    ForwardGradient(model, LOSS, source, ControlVariate(0.5), seed=1)(x, y)
+    found = growth()
+    model.zero_grad()
+    LOSS(model(x), y).backward()
+    torch.testing.assert_close(found, growth())
+    model.zero_grad()
+    weights = ForwardGradient(model, LOSS, source, ControlVariate(0.5), "weights")
+    weights(x, y)
+    torch.testing.assert_close(weights.diagnostics.jvps[2:], found)
 
 
 def test_balanced_tangents_have_the_size_of_the_gradient():

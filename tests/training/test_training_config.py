@@ -71,8 +71,8 @@ def test_guesses_have_samples_of_their_own_and_an_exact_output() -> None:
     assert TrainConfig(gradient="feedback", share="batch").resolved().share == "batch"
     assert replace(guided, gain=0.2).hash != guided.hash
     assert TrainConfig(gain=0.2).resolved().gain == 0.1  # there is no guess
-    with pytest.raises(ConfigError, match="`num_tangents` should be at least 2 for feedback"):
-        TrainConfig(gradient="feedback", num_tangents=1).resolved()
+    with pytest.raises(ConfigError, match="`num_tangents` should be at least 3 for feedback"):
+        TrainConfig(gradient="feedback", num_tangents=2).resolved()
 
 
 def test_equal_runs_have_equal_hashes() -> None:

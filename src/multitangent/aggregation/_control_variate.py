@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,17 +15,14 @@ from multitangent.aggregation._projection import Projection
 class ControlVariate(Aggregator):
     """The projection onto the informed tangents, plus the mean of the others on what that misses.
 
-    ``g = p + (gain / K) sum_k <v_k, grad f - p> v_k``, with p the projection of the gradient onto
-    the span of the K' guesses, and the sum over the K random tangents. The guesses are a control
-    variate of the mean forward gradient: its variance is ``(n + 1)/K |grad f - p|^2`` in place
-    of ``(n + 1)/K |grad f|^2``.
+    ``g = p + (gain / K) sum_k <v_k, m> w_k``, with p the projection of the gradient onto the span
+    of the K' guesses, ``m = grad f - p`` what they miss, and w_k the part of the random tangent v_k
+    outside of that span. The guesses are a control variate of the mean forward gradient: for normal
+    tangents the variance is ``(n - K' + 1)/K |m|^2`` in place of ``(n + 1)/K |grad f|^2``.
 
     With ``gain=1`` the estimate is unbiased for normal tangents. `Projection` takes K/n of what
     the guesses miss, which is the least error for one sample, but an error with a mean: over many
-    steps a bias adds up where noise averages out. Between the two, the expected squared error of a
-    batch of B samples with tangents of their own is least for
-    ``gain = 1 / (1 + n / (K B k))``, with k the share of the missed part that the samples have
-    in common (Section "Why not the projection alone" of ``docs/informed-tangents.md``).
+    steps a bias adds up where noise averages out (``docs/informed-tangents.md``).
 
     Args:
         gain: The share of the missed part that comes back in the mean, above 0 and at most 1.
@@ -55,9 +52,20 @@ class ControlVariate(Aggregator):
         guesses = [k for k, guess in enumerate(measured.informed) if guess]
         random = [k for k, guess in enumerate(measured.informed) if not guess]
         coefficients = torch.zeros_like(measured.jvps)  # [B, K]
+        held = self._held(measured, guesses, coefficients)
+        missed = measured.jvps - _along(measured.gram, held)
+        coefficients[:, random] = missed[:, random] * (self.gain / max(len(random), 1))
+        return coefficients + self._held(measured, guesses, coefficients)
+
+    def _held(self, measured: Measured, guesses: list[int], taken: Tensor) -> Tensor:
+        """Coefficients of the guesses for what they hold of the gradient less ``V^T taken``."""
+        coefficients = torch.zeros_like(taken)
         if guesses:
-            coefficients[:, guesses] = Projection()._coefficients(measured.take(guesses))
-        along_guesses = (measured.gram @ coefficients.unsqueeze(-1)).squeeze(-1)
-        missed = (measured.jvps - along_guesses)[:, random]
-        coefficients[:, random] = missed * (self.gain / max(len(random), 1))
+            left = replace(measured, jvps=measured.jvps - _along(measured.gram, taken))
+            coefficients[:, guesses] = Projection()._coefficients(left.take(guesses))
         return coefficients
+
+
+def _along(gram: Tensor, coefficients: Tensor) -> Tensor:
+    """The derivatives ``[B, K]`` that the vector ``V^T c`` stands for."""
+    return (gram @ coefficients.unsqueeze(-1)).squeeze(-1)

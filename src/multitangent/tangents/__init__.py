@@ -7,6 +7,7 @@ from multitangent.tangents._feedback import Feedback
 from multitangent.tangents._local_loss import LocalLoss
 from multitangent.tangents._mixed import Cone, Normalized, Orthogonal, Sphere
 from multitangent.tangents._previous import Previous
+from multitangent.tangents._radial import Radial
 from multitangent.tangents._random import Normal, Rademacher
 from multitangent.tangents._source import Lesson, Request, TangentSource, draw_independent
 from multitangent.tangents._stream import Stream
@@ -23,6 +24,7 @@ __all__ = [
     "Orthogonal",
     "Previous",
     "Rademacher",
+    "Radial",
     "Request",
     "Sphere",
     "StandardBasis",

@@ -17,6 +17,7 @@ from multitangent import (
     Previous,
     Projection,
     Rademacher,
+    Radial,
     SimulatedGradient,
     Sphere,
     Sum,
@@ -83,7 +84,7 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
     activations = Activations(share=config.share, output=config.output)
     random = SOURCES[config.tangents]
     if config.gradient in GUESSES:
-        tangents = random(config.num_tangents - 1) + GUESSES[config.gradient](1)
+        tangents = random(config.num_tangents - 2) + GUESSES[config.gradient](1) + Radial()
         aggregator: Aggregator = ControlVariate(config.gain)
     else:
         tangents = random(config.num_tangents)

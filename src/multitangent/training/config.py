@@ -19,7 +19,7 @@ from multitangent.training._learning_rates import default_learning_rate
 Gradient = Literal[
     "backpropagation", "single", "sum", "mean", "projection", "feedback", "local", "previous"
 ]
-INFORMED = ("feedback", "local", "previous")  # one tangent of the K is a guess of the gradient
+INFORMED = ("feedback", "local", "previous")  # one tangent is a guess, one the value itself
 
 
 # The smallest value of every whole number.
@@ -90,7 +90,7 @@ class TrainConfig(_Settings):
 
     gradient: Gradient = "projection"
     """The gradient; single: the forward gradient of one tangent; feedback, local, previous: one of
-    the K tangents is a guess."""
+    the K tangents is a guess, one the radial tangent."""
     learning_rate: float | Literal["auto"] | None = None
     """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
     set by the curvature along the steps."""
@@ -117,10 +117,10 @@ class TrainConfig(_Settings):
             names = ("num_tangents", "tangents", "perturb", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
         informed = config.gradient in INFORMED
-        if informed and config.num_tangents < 2:
+        if informed and config.num_tangents < 3:
             raise ConfigError(
-                f"`num_tangents` should be at least 2 for {config.gradient}: one guess, and others "
-                f"at random. Found {config.num_tangents}. Try --num-tangents 4."
+                f"`num_tangents` should be at least 3 for {config.gradient}: a guess, the radial "
+                f"one, and others at random. Found {config.num_tangents}. Try --num-tangents 4."
             )
         config = replace(
             config,
