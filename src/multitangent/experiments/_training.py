@@ -34,6 +34,7 @@ class Training(Cell):
         batch_size: Samples per step.
         epochs: Epochs at most; early stopping comes before.
         simulated: Whether directional derivatives come from backpropagation.
+        hidden_layers: Of `"fc"`.
     """
 
     model: Literal["fc", "resnet18", "vit"]
@@ -46,6 +47,7 @@ class Training(Cell):
     batch_size: int = 64
     epochs: int = 200
     simulated: bool = False
+    hidden_layers: int = 2
 
 
 def training(
@@ -144,7 +146,7 @@ def results(rows: list[Row]) -> list[Row]:
     return found
 
 
-_RUN = tuple(field.name for field in fields(Training) if field.name != "epochs")
+_RUN = tuple(f.name for f in fields(Training) if f.name not in ("epochs", "hidden_layers"))
 _GUESSING = 90.0  # per cent, of ten classes
 
 

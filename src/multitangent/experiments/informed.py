@@ -23,30 +23,39 @@ from multitangent.training.config import Gradient
 
 EPOCHS = 5
 SEEDS = 3
+
 # Learning rates tried with the first seed; the best by validation loss is run with the others.
-GRADIENTS: Mapping[tuple[Gradient, int], Sequence[float]] = {
+Rates = Mapping[tuple[Gradient, int], Sequence[float]]
+TWO_LAYERS: Rates = {
     ("backpropagation", 1): (0.1, 0.2, 0.4),
-    ("feedback", 4): (0.05, 0.1, 0.2),
+    ("feedback", 4): (0.1, 0.2, 0.4),
     ("projection", 4): (0.2, 0.4, 0.8),
     ("projection", 16): (0.1, 0.2, 0.4),
-    ("local", 4): (0.025, 0.05, 0.1),
-    ("previous", 4): (0.0125, 0.025, 0.05),
+    ("local", 4): (0.05, 0.1, 0.2),
+    ("previous", 4): (0.025, 0.05, 0.1),
+}
+EIGHT_LAYERS: Rates = {
+    ("backpropagation", 1): (0.1, 0.2, 0.4),
+    ("feedback", 10): (0.1, 0.2, 0.4),
+    ("projection", 12): (0.1, 0.4, 1.6),
 }
 
 
-def searched() -> Iterator[Training]:
+def searched(rates: Rates, hidden_layers: int) -> Iterator[Training]:
     """All learning rates with the first seed."""
-    for (gradient, count), rates in GRADIENTS.items():
-        for rate in rates:
-            yield Training("fc", "mnist", gradient, count, 0, rate, epochs=EPOCHS)
+    for (gradient, count), tried in rates.items():
+        for rate in tried:
+            yield Training(
+                "fc", "mnist", gradient, count, 0, rate, epochs=EPOCHS, hidden_layers=hidden_layers
+            )
 
 
-def chosen(store: Store) -> Iterator[Training]:
+def chosen(store: Store, cells: Sequence[Training]) -> Iterator[Training]:
     """The best learning rate of every gradient whose search has ended, with all seeds."""
-    for key in GRADIENTS:
-        cells = [cell for cell in searched() if (cell.gradient, cell.num_tangents) == key]
-        if all(store.rows([cell]) for cell in cells):
-            best = min(cells, key=lambda cell: _loss(store, cell))
+    for key in dict.fromkeys((cell.gradient, cell.num_tangents) for cell in cells):
+        own = [cell for cell in cells if (cell.gradient, cell.num_tangents) == key]
+        if all(store.rows([cell]) for cell in own):
+            best = min(own, key=lambda cell: _loss(store, cell))
             yield from (replace(best, seed=seed) for seed in range(SEEDS))
 
 
@@ -74,9 +83,11 @@ def main(folder: Path, data_dir: Path | None) -> None:
         store.work(cells, lambda cell: _training.run(cell, context))
         write_csv(folder / f"{name}.csv", _training.results(store.rows(cells)))
 
-    table("searched", searched())
-    table("chosen", chosen(store))
-    table("converged", converged())
+    for name, rates, hidden_layers in (("two", TWO_LAYERS, 2), ("eight", EIGHT_LAYERS, 8)):
+        cells = list(searched(rates, hidden_layers))
+        table(f"{name}-layers-searched", cells)
+        table(f"{name}-layers-chosen", chosen(store, cells))
+    table("two-layers-converged", converged())
 
 
 if __name__ == "__main__":

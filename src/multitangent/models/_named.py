@@ -12,7 +12,12 @@ from multitangent.models._vision_transformer import vision_transformer
 
 
 def build_model(
-    name: str, image_shape: Sequence[int], num_classes: int = 10, *, width: int = 256
+    name: str,
+    image_shape: Sequence[int],
+    num_classes: int = 10,
+    *,
+    width: int = 256,
+    hidden_layers: int = 2,
 ) -> nn.Sequential:
     """Returns a network of the paper for images of some shape.
 
@@ -21,6 +26,7 @@ def build_model(
         image_shape: `(C, H, W)`.
         num_classes: The number of outputs.
         width: The width of the hidden layers of `"fc"`.
+        hidden_layers: How many hidden layers `"fc"` has, two in the paper.
 
     Returns:
         From images `[B, C, H, W]` to logits `[B, num_classes]`.
@@ -34,7 +40,7 @@ def build_model(
     """
     channels, height, across = image_shape
     if name == "fc":
-        return fully_connected(image_shape, num_classes, width)
+        return fully_connected(image_shape, num_classes, width, hidden_layers)
     if name == "resnet18":
         return resnet18(channels, num_classes)
     if name != "vit":

@@ -125,7 +125,11 @@ def _build_module(config: TrainConfig, dataset: Dataset, device: torch.device) -
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same on every device
         torch.manual_seed(config.seed)
         model = build_model(
-            config.model, dataset.image_shape, dataset.num_classes, width=config.width
+            config.model,
+            dataset.image_shape,
+            dataset.num_classes,
+            width=config.width,
+            hidden_layers=config.hidden_layers,
         )
     model.to(device)
     gradient = build_gradient(config, model, nn.CrossEntropyLoss())

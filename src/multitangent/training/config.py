@@ -23,9 +23,9 @@ INFORMED = ("feedback", "local", "previous")  # one tangent is a guess, one the 
 
 
 # The smallest value of every whole number.
-AT_LEAST = dict.fromkeys(("width", "num_tangents", "batch_size", "epochs", "patience"), 1) | {
-    "seed": 0
-}
+AT_LEAST = dict.fromkeys(
+    ("width", "hidden_layers", "num_tangents", "batch_size", "epochs", "patience"), 1
+) | {"seed": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,9 @@ class _Settings:
     model: Literal["fc", "resnet18", "vit"] = "fc"
     """The paper's networks: fully connected, residual, vision transformer."""
     width: int = 256
-    """Width of the two hidden layers of fc."""
+    """Width of the hidden layers of fc."""
+    hidden_layers: Suppress[int] = 2
+    """How many hidden layers fc has, two in the paper."""
     num_tangents: int = 16
     """K, the number of tangents per step."""
     tangents: Literal["normal", "rademacher", "sphere", "orthogonal"] = "normal"
@@ -154,11 +156,12 @@ class TrainConfig(_Settings):
     def hash(self) -> str:
         """Twelve hexadecimal digits, the same for the same `identity` on every machine.
 
-        A field that came later is left out at its default: older runs are found again.
+        Fields that came later are left out at their defaults: older runs are found again.
         """
         values = self.identity
-        if values["gain"] == _DEFAULTS.gain:
-            del values["gain"]
+        for later in ("gain", "hidden_layers"):
+            if values[later] == getattr(_DEFAULTS, later):
+                del values[later]
         return sha256(dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
