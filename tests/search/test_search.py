@@ -232,6 +232,7 @@ def test_never_finite(tmp_path):
         ({"high": float("inf")}, "`high` should be positive and finite"),
         ({"trials": 0}, r"`trials` should be at least 1. Found 0"),
         ({"dimension": 0}, r"`dimension` should be at least 1. Found 0"),
+        ({"function": "sphere", "gradient": "local"}, "`gradient` should be one without guesses"),
         ({"sampler": "cmaes"}, "`sampler` should be one of tpe, gp, random, grid"),
         ({"function": "square"}, "`function` should be one of sphere"),
     ],

@@ -73,6 +73,9 @@ def test_guesses_have_samples_of_their_own_and_an_exact_output() -> None:
     assert TrainConfig(gain=0.2).resolved().gain == 0.1  # there is no guess
     with pytest.raises(ConfigError, match="`num_tangents` should be at least 3 for feedback"):
         TrainConfig(gradient="feedback", num_tangents=2).resolved()
+    with pytest.raises(ConfigError, match="`perturb` should be activations for local"):
+        TrainConfig(gradient="local", perturb="weights").resolved()
+    assert TrainConfig(gradient="previous", perturb="weights").resolved().perturb == "weights"
 
 
 def test_equal_runs_have_equal_hashes() -> None:

@@ -7,8 +7,6 @@ are set in Python or in a `--config` file.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from hashlib import sha256
-from json import dumps
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +15,15 @@ from tyro.conf import Suppress
 
 from multitangent.training._checks import check_fields
 from multitangent.training._errors import ConfigError
-from multitangent.training.config import AT_LEAST, Gradient, TrainConfig, _Settings, as_json
+from multitangent.training.config import (
+    AT_LEAST,
+    INFORMED,
+    Gradient,
+    TrainConfig,
+    _Settings,
+    as_json,
+    digest,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,11 @@ class SearchConfig(_Settings):
                 f"`low` should be below `high`. Found {self.low} and {self.high}. Try --low 1e-6 "
                 "--high 1."
             )
+        if self.function is not None and self.gradient in INFORMED:
+            raise ConfigError(
+                "`gradient` should be one without guesses for functions. Found "
+                f"{self.gradient}. Try --gradient projection."
+            )
 
     def resolved(self) -> SearchConfig:
         """Returns an equal configuration in which the folder is filled in."""
@@ -94,8 +105,7 @@ class SearchConfig(_Settings):
         names = ["storage", "data_dir", "device", "run_dir"]
         if self.sampler != "grid":  # other samplers go on where one has stopped
             names += ["trials", "sampler"]
-        identity = {name: value for name, value in as_json(self).items() if name not in names}
-        return sha256(dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        return digest({name: v for name, v in as_json(self).items() if name not in names})
 
     def train_config(self, learning_rate: float, run_dir: Path | None) -> TrainConfig:
         """Returns the training run with a learning rate."""

@@ -119,11 +119,8 @@ class TrainConfig(_Settings):
             names = ("num_tangents", "tangents", "perturb", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
         informed = config.gradient in INFORMED
-        if informed and config.num_tangents < 3:
-            raise ConfigError(
-                f"`num_tangents` should be at least 3 for {config.gradient}: a guess, the radial "
-                f"one, and others at random. Found {config.num_tangents}. Try --num-tangents 4."
-            )
+        if informed:
+            config._check_guesses()
         config = replace(
             config,
             share=config.share or ("sample" if informed else "batch"),
@@ -141,6 +138,18 @@ class TrainConfig(_Settings):
             config = replace(config, run_dir=Path("runs", name))
         return config
 
+    def _check_guesses(self) -> None:
+        if self.num_tangents < 3:
+            raise ConfigError(
+                f"`num_tangents` should be at least 3 for {self.gradient}: a guess, the radial "
+                f"one, and others at random. Found {self.num_tangents}. Try --num-tangents 4."
+            )
+        if self.perturb == "weights" and self.gradient != "previous":
+            raise ConfigError(
+                f"`perturb` should be activations for {self.gradient}, whose guesses are of "
+                "activations. Found weights. Try --gradient previous."
+            )
+
     @property
     def label(self) -> str:
         """The gradient's name, and the number of tangents if that is for the user to choose."""
@@ -154,15 +163,8 @@ class TrainConfig(_Settings):
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits, the same for the same `identity` on every machine.
-
-        Fields that came later are left out at their defaults: older runs are found again.
-        """
-        values = self.identity
-        for later in ("gain", "hidden_layers"):
-            if values[later] == getattr(_DEFAULTS, later):
-                del values[later]
-        return sha256(dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits, the same for the same `identity` on every machine."""
+        return digest(self.identity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +194,16 @@ class CompareConfig(_Settings):
             replace(run, run_dir=self.run_dir and self.run_dir / run.label).resolved()
             for run in runs
         )
+
+
+def digest(values: dict[str, Any]) -> str:
+    """Returns twelve hexadecimal digits that stand for JSON values by name.
+
+    Settings that came later are left out at their defaults: older runs are found again.
+    """
+    later = {name: getattr(_DEFAULTS, name) for name in ("gain", "hidden_layers")}
+    kept = {n: value for n, value in values.items() if n not in later or value != later[n]}
+    return sha256(dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def as_json(config: _Settings) -> dict[str, Any]:
