@@ -176,12 +176,30 @@ def test_two_workers_begin_and_finish_together(tmp_path):
     assert set(states(tmp_path)) <= {"COMPLETE", "PRUNED"}
 
 
+@pytest.mark.parametrize(
+    "message", ["table studies already exists", "UNIQUE constraint failed: alembic_version"]
+)
+def test_tables_that_another_worker_makes_at_the_same_moment(tmp_path, monkeypatch, message):
+    storage, failures = _search.optuna.storages.RDBStorage, [message] * 3
+    make = storage.__init__
+
+    def racing(*args, **options):
+        if failures:
+            raise RuntimeError(failures.pop())
+        make(*args, **options)
+
+    monkeypatch.setattr(storage, "__init__", racing)
+    assert search(config(tmp_path, trials=1, **SPHERE)).trials == 1
+    assert not failures
+
+
 def test_two_workers_share_and_a_killed_one_loses_one_trial(tmp_path):
     gate = tmp_path / "open"  # no trial ends before it is there
     first, second = (worker(tmp_path, "-c", HELD, str(gate)) for _ in range(2))
     with killed_at_the_end(first, second):
         deadline = time.monotonic() + 120
         while states(tmp_path) != ["RUNNING"] * 2 and time.monotonic() < deadline:
+            assert [first.poll(), second.poll()] == [None, None]
             time.sleep(0.05)
         assert states(tmp_path) == ["RUNNING"] * 2  # one each
         first.send_signal(signal.SIGKILL)

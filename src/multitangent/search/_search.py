@@ -27,6 +27,8 @@ _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _BEAT = 10  # seconds between the signs of life of a worker
 _GRACE = 60  # seconds without one after which its trial is given up
 _RATE = "learning_rate"
+# What databases say of a table, or a row in it, that another worker has just made.
+_MADE_BY_ANOTHER = ("already exists", "UNIQUE constraint", "duplicate key", "Duplicate entry")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,8 @@ def _storage(url: str, attempts: int = 20) -> optuna.storages.RDBStorage:
     try:
         return optuna.storages.RDBStorage(url, heartbeat_interval=_BEAT, grace_period=_GRACE)
     except Exception as error:
-        if attempts == 1 or "already exists" not in str(error):
+        made_by_another = any(sign in str(error) for sign in _MADE_BY_ANOTHER)
+        if attempts == 1 or not made_by_another:
             raise
     time.sleep(0.1)
     return _storage(url, attempts - 1)
