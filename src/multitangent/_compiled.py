@@ -171,8 +171,8 @@ def compiled_step(
     if names := [name for name, m in estimator.model.named_modules() if _drops(m)]:
         _warn(f"dropout, whose masks are drawn while the model runs, in {', '.join(names)}")
         return None
-    if setting.source.learns:
-        _warn(f"tangents that learn from step to step, in {setting.source!r}")
+    if setting.source.learns or any(setting.source.informed):
+        _warn(f"tangents that depend on the batch or on earlier steps, in {setting.source!r}")
         return None
     other = replace(setting, stream=_next_stream(setting))
     state = _State(estimator)

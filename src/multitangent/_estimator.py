@@ -270,9 +270,11 @@ class GradientEstimator(ABC):
 
 def _lesson(sweep: Sweep, source: TangentSource, gradients: dict[str, Tensor]) -> Lesson:
     blocks = sweep.tangents.blocks
+    # Drawn before anyone learns: where tangents are not stored, a memory that changed changes them.
+    seen = blocks if sweep.output_tangents is not None else {}
     return Lesson(
         requests={name: block.request for name, block in blocks.items()},
-        tangents={name: block.rows() for name, block in blocks.items()},
+        tangents={name: block.rows() for name, block in seen.items()},
         informed=source.informed,
         gradients=gradients,
         output_tangents=sweep.output_tangents,

@@ -244,6 +244,12 @@ def test_a_control_variate_is_the_projection_on_guesses_and_the_mean_on_the_rest
     torch.testing.assert_close(alone, projected)
 
 
+def test_as_many_words_on_guesses_as_tangents():
+    message = "`informed` should say of each of the 2 tangents .* Found 3 values"
+    with pytest.raises(ValueError, match=message):
+        ControlVariate()(torch.eye(2), torch.ones(2), informed=[True, False, False])
+
+
 def test_a_control_variate_is_unbiased_with_the_variance_of_what_the_guess_misses():
     """20 000 estimates: E |g - grad f|^2 = (n - 1 + 1)/K |grad f - p|^2 for a gain of 1."""
     n, count = 6, 2

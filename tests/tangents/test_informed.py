@@ -349,8 +349,39 @@ def test_an_output_that_is_no_tensor():
         gradient(torch.ones(2, 4), torch.tensor([0, 1]))
 
 
-def test_compiled_steps_are_left_out():
+@pytest.mark.parametrize("source", [Feedback(), Radial(), Balanced(Normal(1))], ids=repr)
+def test_compiled_steps_are_left_out(source):
     model, x, y, _ = build("mlp")
-    gradient = ForwardGradient(model, LOSS, Normal(2) + Feedback(), compile=True)
-    with pytest.warns(UserWarning, match="tangents that learn from step to step"):
+    gradient = ForwardGradient(model, LOSS, Normal(2) + source, compile=True)
+    with pytest.warns(UserWarning, match="depend on the batch or on earlier steps"):
         gradient(x, y)
+
+
+@pytest.mark.parametrize("source", [Normal(2), Normal(2) + Radial(), Normal(2) + LocalLoss()])
+@pytest.mark.parametrize("kind", [ForwardGradient, SimulatedGradient])
+def test_the_output_is_differentiated_only_for_those_who_ask(source, kind):
+    """`LocalLoss` asks in its first step, for the output's shape."""
+    model, x, y, _ = build("mlp")
+    gradient = kind(model, LOSS, source, perturb=Activations(output="exact"))
+    gradient(x, y)
+    setting = gradient._setting(gradient._last_batch[1])
+    sweep = gradient._sweep(setting, gradient._last_batch[1])
+    gradient._differentiate(sweep)
+    assert sweep.output_tangents is None
+
+
+def test_tangents_that_are_not_stored_are_drawn_again_only_for_those_who_ask():
+    drawn = []
+
+    class Counted(Normal):
+        def draw(self, request):
+            drawn.append(request.site)
+            return super().draw(request)
+
+    counts = []
+    for source in (Counted(2), Balanced(Counted(2))):
+        model, x, y, _ = build("mlp")
+        drawn.clear()
+        ForwardGradient(model, LOSS, source, perturb="weights", store_tangents=False)(x, y)
+        counts.append(len(drawn))
+    assert counts[0] == counts[1]

@@ -83,12 +83,18 @@ class Aggregator(ABC):
             ValueError: If the shapes do not fit each other or a value is not finite.
         """
         _check(gram, jvps)
+        guesses = (False,) * len(jvps) if informed is None else tuple(informed)
+        if len(guesses) != len(jvps):
+            raise ValueError(
+                f"`informed` should say of each of the {len(jvps)} tangents whether it is a guess. "
+                f"Found {len(guesses)} values."
+            )
         measured = Measured(
             gram=gram.double().reshape(-1, *gram.shape[-2:]),
             jvps=jvps.double().reshape(jvps.shape[0], -1).T,
             dimension=dimension,
             precision=torch.finfo(jvps.dtype).eps,
-            informed=tuple(informed or [False] * len(jvps)),
+            informed=guesses,
         )
         return self._coefficients(measured).T.reshape(jvps.shape)
 

@@ -72,6 +72,8 @@ class ActivationSweep:
         self._per_sample = per_sample
         self._exact_output = exact_output
         self._recompute = recompute
+        # Asked once: a source may want the output of its first step only.
+        self._sees_output = setting.source.sees_output
         self._pull = LocalPull(sites, recompute=recompute)
         self.output_tangents: Tensor | None = None
         self._last: _Injection | None = None
@@ -81,8 +83,7 @@ class ActivationSweep:
         self.recorded = Recorded(reuse=not recompute)
 
     def push(self) -> tuple[Tensor, Tensor]:
-        first = self.setting.source.sees_output
-        if self.batch.size <= self.setting.micro_batch and not first:
+        if self.batch.size <= self.setting.micro_batch and not self._sees_output:
             return self.setting.split(self._record(_inject, keep=False), self.batch)
         losses = self.record()
         return losses, self.push_parts()
@@ -90,7 +91,7 @@ class ActivationSweep:
     def record(self) -> Tensor:
         """Record the layers without pushing; returns the losses ``[B]``."""
         losses = self._record(lambda value, block: value, keep=True)
-        if self.setting.source.sees_output:
+        if self._sees_output:
             gradient = self._gradient_of_output()
             for block in self.tangents.blocks.values():
                 block.tell(gradient)
@@ -109,7 +110,7 @@ class ActivationSweep:
                     output = call_model(self.setting.model, part.inputs)
                 losses = self.setting.losses(output, part)
             jvps.append(self.setting.split(losses, part)[1])
-            if self.setting.source.sees_output:
+            if self._sees_output:
                 outputs.append(self._tangents_of_output(output))
         self.output_tangents = torch.cat(outputs, 1) if outputs else None
         return torch.cat(jvps, 1)
@@ -117,7 +118,8 @@ class ActivationSweep:
     def backpropagate(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         losses = self.record()
         jvps = self._along_tangents(self._true_gradients(statistics))
-        if self._output is not None:
+        if self._sees_output:
+            assert self._output is not None
             along = [
                 self._along_tangents(self._true_gradients(statistics, element))
                 for element in range(self._output[0].numel())
@@ -181,7 +183,7 @@ class ActivationSweep:
             mode.between_sites = False  # a loss may have parameters of its own
             if self._exact_output:
                 output = self._without_last_injection(output)
-            if self._exact_output or setting.source.sees_output:
+            if self._exact_output or self._sees_output:
                 self._output = _one_tensor(primal(output), setting)
             return setting.losses(output, batch)
 

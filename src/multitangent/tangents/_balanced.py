@@ -30,7 +30,7 @@ class Balanced(TangentSource):
         ValueError: If `decay` is out of range.
 
     Examples:
-        >>> from multitangent import ForwardGradient, Normal
+        >>> from multitangent import Normal
         >>> Balanced(Normal(4))
         Balanced(inner=Normal(num_tangents=4), decay=0.99)
     """

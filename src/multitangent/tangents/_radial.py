@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from multitangent.tangents._informed import InformedSource, guess_block
-from multitangent.tangents._source import Request, TangentSource
+from multitangent.tangents._source import Request
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,6 @@ class Radial(InformedSource):
     """
 
     num_tangents: int = 1
-
-    def started(self) -> TangentSource:
-        return self
 
     def draw(self, request: Request) -> Tensor:
         if request.primal is None:

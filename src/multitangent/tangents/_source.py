@@ -83,7 +83,8 @@ class Lesson:
 
     Attributes:
         requests: What was asked for at each site, by its name.
-        tangents: V as it was drawn, ``[K, 1 or b, *shape]`` by site.
+        tangents: V as it was drawn, ``[at most K, 1 or b, *shape]`` by site, where a source asked
+            for the output; elsewhere empty.
         informed: Which of the K tangents are guesses.
         gradients: The forward gradient of each site's value, ``[b, *shape]``; for weights of the
             batch's loss, ``[1, *shape]``.
