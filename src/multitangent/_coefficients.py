@@ -27,15 +27,21 @@ def combination(
     The mixed tangents are ``W = M V``: their Gram matrix is ``M G M^T``, their directional
     derivatives ``M d``, and the gradient is ``W^T c = V^T (M^T c)``.
     """
+    gram, jvps, mixing = mixture(source, gram, jvps, dimension)
+    coefficients = aggregator(gram, jvps, dimension=dimension, informed=source.informed)
+    if mixing is not None:
+        coefficients = _apply(mixing.mT, coefficients)
+    return Combination(coefficients, gram, jvps)
+
+
+def mixture(
+    source: TangentSource, gram: Tensor, jvps: Tensor, dimension: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gram matrix and directional derivatives of what a source made of its draws, and M."""
     mixing = source.mixing(gram, dimension)
     if mixing is None:
-        return Combination(
-            aggregator(gram, jvps, dimension=dimension, informed=source.informed), gram, jvps
-        )
-    mixed_gram = mixing @ gram @ mixing.mT
-    mixed_jvps = _apply(mixing, jvps.double()).to(jvps.dtype)
-    coefficients = aggregator(mixed_gram, mixed_jvps, dimension=dimension, informed=source.informed)
-    return Combination(_apply(mixing.mT, coefficients), mixed_gram, mixed_jvps)
+        return gram, jvps, None
+    return mixing @ gram @ mixing.mT, _apply(mixing, jvps.double()).to(jvps.dtype), mixing
 
 
 def _apply(matrix: Tensor, columns: Tensor) -> Tensor:

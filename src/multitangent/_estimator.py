@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from multitangent._assessment import Assessment, assess
 from multitangent._batch import Part, shapes, whole
 from multitangent._coefficients import Combination, combination
 from multitangent._compiled import CompiledStep, Step, compiled_step
@@ -227,6 +228,32 @@ class GradientEstimator(ABC):
                 "to call the gradient with a batch first."
             )
         return line(*self._last_batch, direction, curvature=curvature)
+
+    def assess(self, inputs: Any, target: Any) -> Assessment:
+        """The gradient that the next step would take of a batch, beside the true one.
+
+        Nothing changes: neither gradients nor buffers, the count of the steps or what sources have
+        learned. It costs a step and two of backpropagation.
+
+        Args:
+            inputs: As for a step.
+            target: As for a step.
+
+        Examples:
+            Six tangents span all n = 5 activations:
+
+            >>> from multitangent import ForwardGradient, Normal
+            >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+            >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(4) + Normal(2))
+            >>> found = gradient.assess(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))
+            >>> round(found.cosine, 3), sorted(found.cosines)
+            (1.0, ['0', '2'])
+            >>> found.captured["Normal(num_tangents=4)"] < 0.999 < found.captured["all"]
+            True
+        """
+        refuse_inference_mode()
+        batch = whole(inputs, target)
+        return assess(self, self._setting(batch), batch)
 
     @abstractmethod
     def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from multitangent import (
 )
 
 INFORMED = [
-    Feedback(), Feedback(3, rate=1.0), LocalLoss(), LocalLoss(2, rate=0.1), Previous(),
+    Feedback(), Feedback(3, rate=1.0, gated=False), LocalLoss(), LocalLoss(2, rate=0.1), Previous(),
     Previous(2, decay=0.5), Radial(), Radial(2),
 ]  # fmt: skip
 MIXTURES = [
@@ -132,7 +132,7 @@ def test_feedback_becomes_the_jacobian_of_a_linear_model(share, rate):
     model = nn.Sequential(nn.Linear(5, 12), nn.Linear(12, 9), nn.Linear(9, 3)).double()
     x, y = torch.randn(32, 5).double(), torch.randint(0, 3, (32,))
     perturb = Activations(share=share, output="exact")
-    source = Normal(2) + Feedback(rate=rate)
+    source = Normal(2) + Feedback(rate=rate, gated=False)
     gradient = ForwardGradient(model, LOSS, source, Projection(), perturb)
     for _ in range(600):
         model.zero_grad()
@@ -146,6 +146,49 @@ def test_feedback_becomes_the_jacobian_of_a_linear_model(share, rate):
     assert relative_error(found, gradients(model)) < 1e-6
 
 
+@pytest.mark.parametrize(("gated", "captured"), [(False, 0.9), (True, 0.99)])
+def test_gated_feedback_follows_the_output(gated, captured):
+    """Two kinds of samples, told apart by the output, whose Jacobians are opposite."""
+    torch.manual_seed(0)
+
+    class Opposite(nn.Module):
+        """J = W + diag(sign) W' with a sign that the output shows."""
+
+        def __init__(self):
+            super().__init__()
+            self.lower, self.upper = nn.Linear(5, 12), nn.Linear(12, 3)
+            self.other = nn.Linear(12, 3).requires_grad_(False)
+
+        def forward(self, x):
+            sign = x[:, :1].sign()
+            h = self.lower(x)
+            shown = 8 * sign * torch.tensor([1.0, -1.0, 0.0])
+            return self.upper(h) + sign * self.other(h) + shown
+
+    model = Opposite().double()
+    x, y = torch.randn(64, 5).double(), torch.randint(0, 3, (64,))
+    source = Normal(2) + Feedback(gated=gated)
+    perturb = Activations(sites=["lower", "upper"], share="sample")
+    gradient = ForwardGradient(model, LOSS, source, perturb=perturb)
+    for _ in range(400):
+        gradient(x, y)
+    held = gradient.assess(x, y).captured[repr(Feedback(gated=gated))]
+    assert (held > 0.99) == gated
+    assert gated or held < captured
+
+
+@pytest.mark.parametrize("share", ["batch", "sample"])
+def test_gated_feedback_is_no_worse_for_one_jacobian(share):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), nn.Linear(12, 3)).double()
+    x, y = torch.randn(32, 5).double(), torch.randint(0, 3, (32,))
+    perturb = Activations(share=share, output="exact")
+    gradient = ForwardGradient(model, LOSS, Normal(2) + Feedback(), Projection(), perturb)
+    for _ in range(600):
+        gradient(x, y)
+    assert gradient.assess(x, y).cosine > 1 - 1e-4
+
+
 def test_feedback_learns_from_every_sample_at_once():
     """K B = 128 random tangents a step for n = 20: one step tells most, 20 all."""
     torch.manual_seed(0)
@@ -154,7 +197,8 @@ def test_feedback_learns_from_every_sample_at_once():
 
     def error(share, steps):
         perturb = Activations(share=share, output="exact")
-        gradient = ForwardGradient(model, LOSS, Normal(2) + Feedback(), Projection(), perturb)
+        source = Normal(2) + Feedback(gated=False)
+        gradient = ForwardGradient(model, LOSS, source, Projection(), perturb)
         for _ in range(steps):
             gradient(x, y)
         learned = gradient.state_dict()["tangents"]["1"]["matrices"]["0"]
@@ -250,39 +294,64 @@ def test_radial_tangents_make_the_growth_of_weights_exact():
     torch.testing.assert_close(weights.diagnostics.jvps[2:], found)
 
 
-def test_balanced_tangents_have_the_size_of_the_gradient():
+@pytest.mark.parametrize("spread", [1e-9, 0.2])
+def test_balanced_tangents_have_the_size_of_the_gradient(spread):
     """Two sites of 6 and 4 values, the gradient of the second 100 times that of the first."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 3)).double()
     with torch.no_grad():
         model[1].weight *= 0.01
     x, y = torch.randn(8, 5).double(), torch.randint(0, 3, (8,))
-    source = Balanced(Normal(20), decay=0.0)  # so many that every gradient is exact
+    source = Balanced(Normal(20), decay=0.0, spread=spread)  # so many that gradients are exact
     gradient = ForwardGradient(model, LOSS, source, perturb=Activations(output="exact"))
     gradient(x, y)
     gradient(x, y)
     scales = gradient.state_dict()["tangents"]["scales"]
-    values = [model[0](x).detach()]
-    values.append(model[1](values[0]).detach())
-    for value in values:
-        value.requires_grad_()
-    one = model[2](model[1](values[0]))
-    other = model[2](values[1])
-    total = nn.functional.cross_entropy(one, y, reduction="sum")
-    total = total + nn.functional.cross_entropy(other, y, reduction="sum")
-    squares = [g.square().mean() for g in torch.autograd.grad(total, values)]
+    sweep = next_sweep(gradient)
+    squares = [g.square().mean() for g in sweep.true_gradients().values()]
     mean = (6 * squares[0] + 4 * squares[1]) / 10
-    expected = [(square / mean).sqrt().item() for square in squares]
-    assert list(scales.values()) == pytest.approx(expected)
-    assert expected[1] > 20 * expected[0]
+    mixed = [(1 - spread) * square + spread * mean for square in squares]
+    expected = [(square / max(mixed)).sqrt().item() for square in mixed]
+    assert [scale.item() for scale in scales.values()] == pytest.approx(expected)
+    assert max(expected) == 1
+    if spread < 0.1:
+        assert expected[0] < 0.05
     rows = [block.rows() for block in gradient_blocks(gradient)]
-    assert rows[1].std() > 20 * rows[0].std()
+    assert rows[0].std() / rows[1].std() == pytest.approx(expected[0], rel=0.5)
+
+
+def test_balanced_tangents_find_the_token_that_counts():
+    """Of four tokens the output depends on the first."""
+
+    class FirstToken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lower, self.upper = nn.Linear(3, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.upper(self.lower(x)[:, 0])
+
+    torch.manual_seed(0)
+    model = FirstToken().double()
+    x, y = torch.randn(8, 4, 3).double(), torch.randint(0, 3, (8,))
+    perturb = Activations(output="exact")
+    gradient = ForwardGradient(model, LOSS, Balanced(Normal(30)), perturb=perturb)
+    gradient(x, y)
+    (scale,) = gradient.state_dict()["tangents"]["scales"].values()
+    # All of the energy is the first token's, but for the tenth that is spread over four.
+    rest = (0.1 / 4 / (0.9 + 0.1 / 4)) ** 0.5
+    torch.testing.assert_close(scale, torch.tensor([[1.0], [rest], [rest], [rest]]).double())
+
+
+def next_sweep(gradient):
+    """The sweep of the next step."""
+    batch = gradient._last_batch[1]
+    return gradient._sweep(gradient._setting(batch), batch)
 
 
 def gradient_blocks(gradient):
     """The tangents that the next step draws."""
-    batch = gradient._last_batch[1]
-    sweep = gradient._sweep(gradient._setting(batch), batch)
+    sweep = next_sweep(gradient)
     sweep.record()
     return list(sweep.tangents.blocks.values())
 
@@ -301,8 +370,10 @@ BAD = [
     (lambda: LocalLoss(rate=0.0), "`rate` should be above 0"),
     (lambda: LocalLoss(pool=0), "`pool` should be at least 1"),
     (lambda: Balanced(Normal(2), decay=1.0), "`decay` should be at least 0 and below 1"),
+    (lambda: Balanced(Normal(2), spread=0.0), "`spread` should be above 0 and at most 1"),
     (lambda: Previous(decay=1.0), "`decay` should be at least 0 and below 1"),
-    (lambda: ControlVariate(0.0), "`gain` should be above 0 and at most 1"),
+    (lambda: ControlVariate(0.0), "`gain` should be 'auto', or above 0 and at most 1"),
+    (lambda: ControlVariate("most"), "`gain` should be 'auto', .* Found 'most'"),
 ]
 
 

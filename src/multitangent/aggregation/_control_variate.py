@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from multitangent.aggregation._aggregator import Aggregator, Measured
 from multitangent.aggregation._projection import Projection
+
+_COMMON = 0.1  # |mean m|^2 / mean |m|^2 over the samples, for want of a measurement
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,14 @@ class ControlVariate(Aggregator):
 
     Args:
         gain: The share of the missed part that comes back in the mean, above 0 and at most 1.
+            ``"auto"`` is ``1 / (1 + n / (0.1 K B))`` for B samples with tangents of their own (1
+            for shared ones): the gain of least error if a tenth of what samples miss is common to
+            them. In place of n it takes the dimension that the random tangents act as if they had,
+            ``|v|^4 / <v, w>^2`` in the mean over them.
 
     Raises:
-        ValueError: If `gain` is out of range.
+        ValueError: If `gain` is out of range; when called, if ``"auto"`` has a single random
+            tangent and `dimension` is not given.
 
     Examples:
         The first of three tangents is a guess:
@@ -42,20 +50,31 @@ class ControlVariate(Aggregator):
         tensor([3., 4.], dtype=torch.float64)
     """
 
-    gain: float = 0.1
+    gain: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
-        if not 0 < self.gain <= 1:
-            raise ValueError(f"`gain` should be above 0 and at most 1. Found {self.gain!r}.")
+        if self.gain != "auto" and not (isinstance(self.gain, int | float) and 0 < self.gain <= 1):
+            raise ValueError(
+                f"`gain` should be 'auto', or above 0 and at most 1. Found {self.gain!r}."
+            )
 
     def _coefficients(self, measured: Measured) -> Tensor:
         guesses = [k for k, guess in enumerate(measured.informed) if guess]
         random = [k for k, guess in enumerate(measured.informed) if not guess]
         coefficients = torch.zeros_like(measured.jvps)  # [B, K]
         held = self._held(measured, guesses, coefficients)
+        if not random:
+            return held
         missed = measured.jvps - _along(measured.gram, held)
-        coefficients[:, random] = missed[:, random] * (self.gain / max(len(random), 1))
+        coefficients[:, random] = missed[:, random] * (self._gain(measured, random) / len(random))
         return coefficients + self._held(measured, guesses, coefficients)
+
+    def _gain(self, measured: Measured, random: list[int]) -> Tensor | float:
+        if self.gain != "auto":
+            return self.gain
+        gram = measured.take(random).gram  # [1 or B, K, K]
+        noise = _effective_dimension(gram, measured.dimension) / gram[..., 0].numel()
+        return 1 / (1 + noise / _COMMON)
 
     def _held(self, measured: Measured, guesses: list[int], taken: Tensor) -> Tensor:
         """Coefficients of the guesses for what they hold of the gradient less ``V^T taken``."""
@@ -64,6 +83,25 @@ class ControlVariate(Aggregator):
             left = replace(measured, jvps=measured.jvps - _along(measured.gram, taken))
             coefficients[:, guesses] = Projection()._coefficients(left.take(guesses))
         return coefficients
+
+
+def _effective_dimension(gram: Tensor, dimension: int | None) -> Tensor | float:
+    """``(tr S)^2 / tr S^2`` of the covariance S of random tangents, from their Gram matrices.
+
+    ``|v|^2`` has the mean tr S, and ``<v, w>^2`` of independent ones tr S^2.
+    """
+    count = gram.shape[-1]
+    lengths = gram.diagonal(dim1=-2, dim2=-1)
+    if count > 1:
+        pairs = gram.square().sum() - lengths.square().sum()
+        found = lengths.mean().square() * len(gram) * count * (count - 1) / pairs
+        return found if dimension is None else found.clamp(max=dimension)
+    if dimension is None:
+        raise ValueError(
+            "`dimension` should be given for a single random tangent and gain='auto'. Found none. "
+            "Try dimension=n, the number of perturbed scalars, or a number for the gain."
+        )
+    return dimension
 
 
 def _along(gram: Tensor, coefficients: Tensor) -> Tensor:

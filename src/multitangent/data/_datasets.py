@@ -1,7 +1,7 @@
 """A data set: held-out parts, normalised, on a device."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -140,6 +140,25 @@ def load_dataset(
         mean=mean,
         std=std,
     )
+
+
+def first_images(dataset: Dataset, count: int | None) -> Dataset:
+    """Returns a data set with less to train on; validation and test stay.
+
+    Args:
+        dataset: The data set.
+        count: How many training images are left, the first ones, which are in no order; all of
+            them if there are fewer or for `None`.
+
+    Examples:
+        >>> from multitangent.data import load_dataset
+        >>> len(first_images(load_dataset("digits"), 100).train)
+        100
+    """
+    if count is None:
+        return dataset
+    train = Split(dataset.train.images[:count], dataset.train.labels[:count])
+    return replace(dataset, train=train)
 
 
 def _validation_size(raw: Raw, validation: int | None) -> int:

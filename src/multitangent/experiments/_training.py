@@ -35,6 +35,8 @@ class Training(Cell):
         epochs: Epochs at most; early stopping comes before.
         simulated: Whether directional derivatives come from backpropagation.
         hidden_layers: Of `"fc"`.
+        images: Training images used; all for `None`.
+        recalibrate: Whether batch normalisation takes its statistics anew before validation.
     """
 
     model: Literal["fc", "resnet18", "vit"]
@@ -48,6 +50,8 @@ class Training(Cell):
     epochs: int = 200
     simulated: bool = False
     hidden_layers: int = 2
+    images: int | None = None
+    recalibrate: bool = False
 
 
 def training(
@@ -146,7 +150,8 @@ def results(rows: list[Row]) -> list[Row]:
     return found
 
 
-_RUN = tuple(f.name for f in fields(Training) if f.name not in ("epochs", "hidden_layers"))
+_OF_THE_STUDY = ("epochs", "hidden_layers", "images", "recalibrate")
+_RUN = tuple(f.name for f in fields(Training) if f.name not in _OF_THE_STUDY)
 _GUESSING = 90.0  # per cent, of ten classes
 
 

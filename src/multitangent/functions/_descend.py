@@ -15,14 +15,19 @@ from multitangent.aggregation import Aggregator
 from multitangent.dual import DualTensor
 from multitangent.functions._functions import Function
 from multitangent.learning_rate import StepRule
-from multitangent.tangents import Block, Request, Stream, Tangents, TangentSource
+from multitangent.tangents import Block, Lesson, Request, Stream, Tangents, TangentSource
 
 
 @dataclass(frozen=True)
 class TrueGradient:
     """The gradient itself, by backpropagation, to compare with."""
 
-    def __call__(self, function: Function, points: Tensor, step: int) -> Tensor:
+    def started(self) -> TrueGradient:
+        return self
+
+    def __call__(
+        self, function: Function, points: Tensor, step: int, active: Tensor | None = None
+    ) -> Tensor:
         with torch.enable_grad():
             x = points.detach().requires_grad_()
             return torch.autograd.grad(function(x).sum(), x)[0]
@@ -30,18 +35,46 @@ class TrueGradient:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The forward gradient of K tangents, which all learning rates of a seed share.
+    """The forward gradient of K tangents.
+
+    Random tangents of a seed are the same at all learning rates; guesses, such as `Previous`, are
+    learned by every trajectory for itself.
 
     Args:
         tangents: Where the tangents come from.
         aggregator: How the directional derivatives are combined.
+
+    Raises:
+        ValueError: If tangents depend on a model's output, of which a function has none.
     """
 
     tangents: TangentSource
     aggregator: Aggregator
 
-    def __call__(self, function: Function, points: Tensor, step: int) -> Tensor:
-        """The estimates ``[R, S, n]`` at points ``[R, S, n]`` of R rates and S seeds."""
+    def started(self) -> Estimate:
+        """One whose source has a memory, if it is to learn."""
+        source = self.tangents.started()
+        if source.sees_output:
+            raise ValueError(
+                "`tangents` should not depend on a model's output, of which a function has none. "
+                f"Found {self.tangents!r}. Try Normal(2) + Previous()."
+            )
+        return replace(self, tangents=source)
+
+    def __call__(
+        self, function: Function, points: Tensor, step: int, active: Tensor | None = None
+    ) -> Tensor:
+        """The estimates ``[R, S, n]`` at points ``[R, S, n]`` of R rates and S seeds.
+
+        Args:
+            function: What is differentiated.
+            points: Where.
+            step: The count of the step.
+            active: Which of all rates these are, ``[R]``, by default the first ones.
+        """
+        if any(self.tangents.informed) or self.tangents.learns:
+            which = torch.arange(len(points)) if active is None else active
+            return self._each(function, points, step, which)
         rates, seeds, dimension = points.shape
         request = Request(
             Stream(0, step), 0, (dimension,), range(seeds), 0, points.dtype, points.device
@@ -61,6 +94,32 @@ class Estimate:
             of_seeds = zip(gram, jvps.unbind(2), strict=True)
             weights = torch.stack([self._coefficients(g, d, dimension) for g, d in of_seeds], 2)
         return torch.einsum("krs,ksn->rsn", weights.to(rows.dtype), rows)
+
+    def _each(self, function: Function, points: Tensor, step: int, active: Tensor) -> Tensor:
+        """The estimates where every trajectory has tangents of its own."""
+        rates, seeds, dimension = points.shape
+        trajectories = (active.unsqueeze(1) * seeds + torch.arange(seeds)).flatten()
+        request = Request(
+            Stream(0, step),
+            0,
+            (dimension,),
+            list(range(seeds)) * rates,
+            0,
+            points.dtype,
+            points.device,
+            name="x",
+            primal=points.flatten(0, 1),
+            target=trajectories,  # as if each were a class: a memory of its own
+        )
+        drawn = Tangents()
+        drawn.add("x", Block(self.tangents, request, store=True))
+        values = function(DualTensor(points.flatten(0, 1), drawn.blocks["x"].rows()))
+        assert isinstance(values, DualTensor)
+        jvps = values.tangents.expand(-1, rates * seeds)
+        gradients = drawn.combine(self._coefficients(drawn.gram(), jvps, dimension))
+        if self.tangents.learns:
+            self.tangents.learn(Lesson({"x": request}, {}, self.tangents.informed, gradients))
+        return gradients["x"].view_as(points)
 
     def _coefficients(self, gram: Tensor, jvps: Tensor, dimension: int) -> Tensor:
         combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
@@ -149,8 +208,9 @@ def descend(
     reached = torch.where(best <= target, 0, -1)
     active = torch.arange(len(tried))
     running = torch.ones(len(tried), seeds, dtype=torch.bool)
+    gradient = gradient.started()
     for step in range(1, limit + 1):
-        update = -gradient(function, points, step)
+        update = -gradient(function, points, step, active)
         rate = schedule(points, update, active)
         points = torch.addcmul(points, update, rate.unsqueeze(-1).to(dtype))
         values = function(points).to(torch.float64)

@@ -93,8 +93,9 @@ class ActivationSweep:
         losses = self._record(lambda value, block: value, keep=True)
         if self._sees_output:
             gradient = self._gradient_of_output()
+            assert self._output is not None
             for block in self.tangents.blocks.values():
-                block.tell(gradient)
+                block.tell(self._output.detach(), gradient)
         return losses
 
     def push_parts(self) -> Tensor:
@@ -148,9 +149,15 @@ class ActivationSweep:
     def pull_exact(self, statistics: Statistics) -> Tensor:
         """What infinitely many tangents would give, from backpropagation; returns the losses."""
         losses = self.record()
-        gradients = dict(zip(self.tangents.blocks, self._true_gradients(statistics), strict=True))
-        self._pull_locally(gradients)
+        self._pull_locally(self._true_by_name(statistics))
         return losses
+
+    def true_gradients(self) -> dict[str, Tensor]:
+        self.record()
+        return self._true_by_name("hold")
+
+    def _true_by_name(self, statistics: Statistics) -> dict[str, Tensor]:
+        return dict(zip(self.tangents.blocks, self._true_gradients(statistics), strict=True))
 
     def _pull_locally(self, gradients: dict[str, Tensor]) -> None:
         """From the gradients of the sites' outputs to those of their parameters."""

@@ -62,6 +62,9 @@ class _Bound:
     options: Activations
     sites: Sequence[Site]
 
+    def parameters_by_site(self) -> dict[str, list[nn.Parameter]]:
+        return {site.name: site.parameters() for site in self.sites}
+
     def __call__(self, setting: Setting, batch: Part) -> ActivationSweep:
         return ActivationSweep(
             setting,

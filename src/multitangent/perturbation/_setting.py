@@ -66,7 +66,7 @@ class Setting:
         name: str,
         value: Tensor,
         shape: tuple[int, ...],
-        samples: range | None,
+        samples: Sequence[int] | None,
         target: Any = None,
     ) -> Block:
         """Draw the block of one site and add it to the others."""
@@ -171,6 +171,12 @@ class Sweep(Protocol):
     def backpropagate(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         """The same from backpropagation."""
 
+    def true_gradients(self) -> dict[str, Tensor]:
+        """What `pull` returns where the estimate is exact, by backpropagation.
+
+        Batch normalisation has its statistics held constant, as along tangents.
+        """
+
     def pull(self, coefficients: Tensor) -> dict[str, Tensor]:
         """Combine the tangents and add the gradient to ``.grad`` of the parameters.
 
@@ -189,6 +195,9 @@ class BoundPerturbation(Protocol):
 
     @property
     def sites(self) -> Sequence[Site]: ...
+
+    def parameters_by_site(self) -> dict[str, list[nn.Parameter]]:
+        """The trainable parameters whose gradients each site yields, by its name."""
 
     def __call__(self, setting: Setting, batch: Part) -> Sweep:
         """The sweep of one step."""

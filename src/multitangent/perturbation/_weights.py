@@ -50,6 +50,9 @@ class _Bound:
     parameters: dict[str, nn.Parameter]
     sites: Sequence[Site] = ()
 
+    def parameters_by_site(self) -> dict[str, list[nn.Parameter]]:
+        return {name: [parameter] for name, parameter in self.parameters.items()}
+
     def __call__(self, setting: Setting, batch: Part) -> _WeightSweep:
         return _WeightSweep(setting, batch, self.parameters)
 
@@ -129,8 +132,25 @@ class _WeightSweep:
         with self._setting.part_of_batch(self._batch, "update", recorded=self._recorded):
             call_model(self._setting.model, self._batch.inputs)
 
-    @torch.enable_grad()
+    def true_gradients(self) -> dict[str, Tensor]:
+        _, gradients = self._backpropagated("hold")
+        return {
+            name: (torch.zeros_like(self._parameters[name]) if g is None else g).unsqueeze(0)
+            for name, g in zip(self._parameters, gradients, strict=True)
+        }
+
     def backpropagate(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
+        losses, gradients = self._backpropagated(statistics)
+        along = [
+            with_rows(block.rows(), block.count).to(gradient.dtype).flatten(1) @ gradient.flatten()
+            for block, gradient in zip(self.tangents.blocks.values(), gradients, strict=True)
+            if gradient is not None
+        ]
+        return losses, torch.stack(along).sum(0)
+
+    @torch.enable_grad()
+    def _backpropagated(self, statistics: Statistics) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """The losses, and the gradients of the batch's loss by the perturbed parameters."""
         self._record_statistics()
         copies = {n: p.detach().requires_grad_() for n, p in self._parameters.items()}
         args, kwargs = arguments(self._batch.inputs)
@@ -139,12 +159,7 @@ class _WeightSweep:
             losses = self._setting.losses(output, self._batch)
         total = losses.sum() * self._setting.scale(self._batch)
         gradients = torch.autograd.grad(total, list(copies.values()), allow_unused=True)
-        along = [
-            with_rows(block.rows(), block.count).to(gradient.dtype).flatten(1) @ gradient.flatten()
-            for block, gradient in zip(self.tangents.blocks.values(), gradients, strict=True)
-            if gradient is not None
-        ]
-        return losses.detach(), torch.stack(along).sum(0)
+        return losses.detach(), gradients
 
     def pull(self, coefficients: Tensor) -> dict[str, Tensor]:
         gradients = self.tangents.combine(coefficients.unsqueeze(1))

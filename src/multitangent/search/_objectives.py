@@ -9,6 +9,7 @@ import optuna
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from multitangent import Previous, Projection
 from multitangent.functions import FUNCTIONS, Estimate, TrueGradient, descend
 from multitangent.search.config import SearchConfig
 from multitangent.training import NonFiniteLoss, train
@@ -35,12 +36,15 @@ def function_values(config: SearchConfig, rates: list[float]) -> list[float]:
     """
     assert config.function is not None
     function = FUNCTIONS[config.function]
-    count = 1 if config.gradient == "single" else config.num_tangents
-    gradient = (
-        TrueGradient()
-        if config.gradient == "backpropagation"
-        else Estimate(SOURCES[config.tangents](count), AGGREGATORS[config.gradient])
-    )
+    random, count = SOURCES[config.tangents], config.num_tangents
+    gradient: TrueGradient | Estimate
+    if config.gradient == "backpropagation":
+        gradient = TrueGradient()
+    elif config.gradient == "previous":
+        gradient = Estimate(random(count - 1) + Previous(), Projection())
+    else:
+        source = random(1 if config.gradient == "single" else count)
+        gradient = Estimate(source, AGGREGATORS[config.gradient])
     found = descend(
         function,
         config.dimension,

@@ -42,6 +42,8 @@ class SearchConfig(_Settings):
 
     gradient: Gradient = "projection"
     """The gradient; single: the forward gradient of one tangent."""
+    num_tangents: int = 16
+    """K, the number of tangents per step."""
     function: Literal["sphere", "rosenbrock", "styblinski-tang"] | None = None
     """Descend a closed-form function in place of training."""
     dimension: int = 64
@@ -80,9 +82,9 @@ class SearchConfig(_Settings):
                 f"`low` should be below `high`. Found {self.low} and {self.high}. Try --low 1e-6 "
                 "--high 1."
             )
-        if self.function is not None and self.gradient in INFORMED:
+        if self.function is not None and self.gradient in INFORMED and self.gradient != "previous":
             raise ConfigError(
-                "`gradient` should be one without guesses for functions. Found "
+                "`gradient` should be one without guesses for functions, or previous. Found "
                 f"{self.gradient}. Try --gradient projection."
             )
 

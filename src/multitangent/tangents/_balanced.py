@@ -1,4 +1,4 @@
-"""Random tangents as long at each site as the gradient is there."""
+"""Random tangents as long in each place as the gradient is there."""
 
 from __future__ import annotations
 
@@ -9,43 +9,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multitangent.tangents._positions import mean_square
 from multitangent.tangents._source import Lesson, Request, TangentSource
 
 
 @dataclass(frozen=True)
 class Balanced(TangentSource):
-    """The tangents of another source, scaled at every site to the size that the gradient has there.
+    """The tangents of another source, scaled everywhere to the size that the gradient has there.
 
-    ``w_s = sigma_s v_s``, where sigma_s^2 is the running mean of the squared entries of the forward
-    gradients at site s, over their mean at all sites. In a deep network gradients differ by orders
-    of magnitude from site to site. Tangents of one length everywhere then give each site the noise
-    of the largest gradient; balanced ones give each an equal signal-to-noise ratio, and their
-    directional derivatives tell more, in the mean ``sum sigma_s^2 |grad_s|^2``.
+    ``w = sigma v`` with one sigma for every site, and within it for every cell of a feature map
+    and every token (not for every channel). sigma^2 is the running mean of the squared entries of
+    the forward gradients there, a share `spread` of it evened out over all places, and 1 where it
+    is largest. Gradients differ by orders of magnitude from site to site of a deep network, and
+    from token to token: of a vision transformer's, nearly all is the class token's. Tangents of one
+    length everywhere then measure little but noise. Balanced ones act as if there were fewer
+    dimensions, ``sum sigma^2`` in place of n: random guesses have that much less noise, and
+    `Feedback` learns that much faster.
+
+    The mean of such forward gradients is that of the others times sigma^2: exact where the gradient
+    is largest, and less where it is small.
 
     Args:
         inner: Where the tangents come from.
         decay: What a step leaves of the running means before it, at least 0 and below 1.
+        spread: The share of the tangents' energy that goes everywhere alike, above 0 and at most 1,
+            so that no place is lost from sight.
 
     Raises:
-        ValueError: If `decay` is out of range.
+        ValueError: If an argument is out of range.
 
     Examples:
         >>> from multitangent import Normal
         >>> Balanced(Normal(4))
-        Balanced(inner=Normal(num_tangents=4), decay=0.99)
+        Balanced(inner=Normal(num_tangents=4), decay=0.9, spread=0.1)
     """
 
     inner: TangentSource
-    decay: float = 0.99
+    decay: float = 0.9
+    spread: float = 0.1
     num_tangents: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_tangents", self.inner.num_tangents)
         if not 0 <= self.decay < 1:
             raise ValueError(f"`decay` should be at least 0 and below 1. Found {self.decay!r}.")
+        if not 0 < self.spread <= 1:
+            raise ValueError(f"`spread` should be above 0 and at most 1. Found {self.spread!r}.")
 
     def draw(self, request: Request) -> Tensor:
-        return self.started().draw(request)  # before the first step all sites are alike
+        return self.started().draw(request)  # before the first step all places are alike
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.inner.mixing(gram, dimension)
@@ -55,7 +67,7 @@ class Balanced(TangentSource):
 
 
 class _Sizes(TangentSource):
-    """The sizes of the gradient at the sites of one model."""
+    """The sizes of the gradient in the places of one model."""
 
     learns = True
 
@@ -63,8 +75,8 @@ class _Sizes(TangentSource):
         self.options = options
         self.inner = options.inner.started()
         self.num_tangents = options.num_tangents
-        self.squares: dict[str, Tensor] = {}  # the mean squared entry at a site
-        self.scales: dict[str, float] = {}
+        self.squares: dict[str, Tensor] = {}  # the mean squared entry at each position of a site
+        self.scales: dict[str, Tensor] = {}  # of the same shapes
 
     @property
     def sources(self) -> tuple[TangentSource, ...]:
@@ -74,7 +86,9 @@ class _Sizes(TangentSource):
         return repr(self.options)
 
     def draw(self, request: Request) -> Tensor:
-        return self.inner.draw(request) * self.scales.get(request.name, 1.0)
+        rows = self.inner.draw(request)
+        scale = self.scales.get(request.name)
+        return rows if scale is None else rows * scale.to(rows.dtype)
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.inner.mixing(gram, dimension)
@@ -83,17 +97,21 @@ class _Sizes(TangentSource):
     def learn(self, lesson: Lesson) -> None:
         self.inner.learn(lesson)
         for name, gradient in lesson.gradients.items():
-            now = gradient.double().square().mean()
+            now = mean_square(gradient, tuple(gradient.shape[1:]))
             before = self.squares.get(name, now)
             self.squares[name] = self.options.decay * before + (1 - self.options.decay) * now
         self._scale({name: gradient[0].numel() for name, gradient in lesson.gradients.items()})
 
     def _scale(self, dimensions: Mapping[str, int]) -> None:
-        squares = torch.stack([self.squares[name] for name in dimensions])
-        counts = squares.new_tensor(list(dimensions.values()))
-        mean = (squares * counts).sum() / counts.sum()
-        scales = (squares / mean).sqrt() if mean > 0 else torch.ones_like(squares)
-        self.scales = dict(zip(dimensions, scales.tolist(), strict=True))
+        sizes = {name: self.squares[name] for name in dimensions}
+        # A mean over all perturbed values, of which each entry of a site stands for equally many.
+        sums = [square.mean() * dimensions[name] for name, square in sizes.items()]
+        mean = torch.stack(sums).sum() / sum(dimensions.values())
+        spread = self.options.spread
+        mixed = {name: (1 - spread) * square + spread * mean for name, square in sizes.items()}
+        largest = torch.stack([square.max() for square in mixed.values()]).max()
+        if largest > 0:
+            self.scales = {name: (square / largest).sqrt() for name, square in mixed.items()}
 
     def state_dict(self) -> dict[str, Any]:
         state = {"squares": dict(self.squares), "scales": dict(self.scales)}

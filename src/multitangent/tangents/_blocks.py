@@ -49,9 +49,9 @@ class Block:
         """The number of perturbed scalars, per sample for activations."""
         return prod(self.request.shape)
 
-    def tell(self, output_gradient: Tensor) -> None:
+    def tell(self, output: Tensor, output_gradient: Tensor) -> None:
         """Add to what the source knows, before the first use."""
-        self.request = replace(self.request, output_gradient=output_gradient)
+        self.request = replace(self.request, output=output, output_gradient=output_gradient)
 
     def rows(self, samples: slice | None = None) -> Tensor:
         """The tangents of all or some samples, ``[at most K, 1 or b, *shape]``.

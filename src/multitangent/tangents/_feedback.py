@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multitangent.tangents._informed import InformedSource, Learner, guess_block
+from multitangent.tangents._positions import mean_square
 from multitangent.tangents._source import Lesson, Request
 
 
@@ -18,16 +19,21 @@ class Feedback(InformedSource):
     """Guesses ``e B`` of the gradient: the output's error e, sent to every site by a matrix.
 
     The gradient of a sample's activations is ``e J``, with e the derivative of its loss by the
-    model's output and J ``[outputs, n]`` the Jacobian of the output by the activations. J differs
-    from sample to sample, but not wholly: B is the running least-squares fit of one matrix to all
-    of them. It is learned from the random tangents beside it. Each random tangent v of a step has
-    brought its ``J v`` to the model's output, and
+    model's output z and J ``[outputs, n]`` the Jacobian of the output by the activations. J differs
+    from sample to sample, but samples with alike outputs have alike Jacobians. So there is one
+    matrix for every output unit, mixed by what the sample's output says:
 
-        ``B <- B + rate / (n + M) sum (J v - B v) v^T``, over the step's M random tangents,
+        ``B(z) = sum_c softmax(z)_c B_c``.
 
-    is a step of least mean squares, stable for any M up to a rate of 1.
-    With ``share="sample"`` every sample brings tangents of its own, so M = K B, and B is known
-    within a few steps; with ``share="batch"`` M = K.
+    The matrices are learned from the random tangents beside them. Each random tangent v of a step
+    has brought its ``J v`` to the model's output, and with p = softmax(z) and m = n / lambda the
+    effective dimension of the tangents (lambda is their largest variance over the mean one)
+
+        ``B_c <- B_c + rate / (m + M) m / |v|^2 sum p_c / |p|^2 (J v - B(z) v) v^T``,
+
+    over the step's M random tangents, is a step of normalised least mean squares, stable for any M
+    up to a rate of 1. With ``share="sample"`` every sample brings tangents of its own, so M = K B,
+    and the matrices are known within a few steps; with ``share="batch"`` M = K.
 
     Nothing is sent backwards from site to site: the error goes from the output to all sites at
     once, as in direct feedback alignment (Nokland 2016), and the weights of other layers are not
@@ -38,6 +44,8 @@ class Feedback(InformedSource):
         num_tangents: K. Site i has its guess in tangent i modulo K: with one tangent all sites
             have a common length to be found, with one for every site each its own.
         rate: Of the learning, above 0 and at most 1.
+        gated: Whether there is a matrix for every output unit, ``[outputs^2, n]`` numbers, rather
+            than one for all samples, ``[outputs, n]``.
 
     Raises:
         ValueError: If an argument is out of range; in a step, if it perturbs weights or has no
@@ -47,8 +55,8 @@ class Feedback(InformedSource):
         >>> from multitangent import Activations, ControlVariate, ForwardGradient, Normal
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
         >>> gradient = ForwardGradient(
-        ...     model, torch.nn.CrossEntropyLoss(), Normal(2) + Feedback(), ControlVariate(),
-        ...     Activations(share="sample", output="exact"),
+        ...     model, torch.nn.CrossEntropyLoss(), Normal(2) + Feedback(gated=False),
+        ...     ControlVariate(), Activations(share="sample", output="exact"),
         ... )
         >>> x, y = torch.randn(64, 4), torch.zeros(64, dtype=torch.int64)
         >>> values = [gradient(x, y) for _ in range(100)]
@@ -59,6 +67,7 @@ class Feedback(InformedSource):
 
     num_tangents: int = 1
     rate: float = 0.5
+    gated: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +79,7 @@ class Feedback(InformedSource):
 
 
 class _LearnedFeedback(Learner[Feedback]):
-    """The matrices B of one gradient, ``[outputs, n]`` by site."""
+    """The matrices of one gradient, one below the other: ``[gates * outputs, n]`` by site."""
 
     sees_output = True
 
@@ -89,8 +98,18 @@ class _LearnedFeedback(Learner[Feedback]):
         if matrix is None:
             guess = error.new_zeros(len(error), *request.shape, dtype=request.dtype)
         else:
-            guess = (error.flatten(1).to(matrix.dtype) @ matrix).to(request.dtype)
+            guess = (self._gated(request, error).to(matrix.dtype) @ matrix).to(request.dtype)
         return guess_block(guess.reshape(len(error), *request.shape), request, self.num_tangents)
+
+    def _gates(self, request: Request) -> Tensor:
+        """The weights of the matrices, which sum to 1: ``[b, gates]``."""
+        assert request.output is not None
+        output = request.output.flatten(1)
+        return output.softmax(1) if self.options.gated else output.new_ones(len(output), 1)
+
+    def _gated(self, request: Request, error: Tensor) -> Tensor:
+        """Errors ``[b, outputs]``, weighted for every matrix: ``[b, gates * outputs]``."""
+        return (self._gates(request).unsqueeze(2) * error.flatten(1).unsqueeze(1)).flatten(1)
 
     @torch.no_grad()
     def learn(self, lesson: Lesson) -> None:
@@ -104,26 +123,39 @@ class _LearnedFeedback(Learner[Feedback]):
         requests = lesson.requests
         shared = all(request.samples is None for request in requests.values())
         samples = slice(0, 1) if shared else slice(None)
-        answers = responses[random].flatten(2)  # [K, b, outputs]
-        if shared:
-            answers = answers.mean(1, keepdim=True)
-        vectors = {
-            name: rows[random][:, samples].flatten(2).to(requests[name].dtype)
+        drawn = {
+            name: rows[random][:, samples].to(requests[name].dtype)
             for name, rows in lesson.tangents.items()
         }
-        predicted = [v @ self._matrix(n, v, answers).mT for n, v in vectors.items()]
-        missed = answers.to(predicted[0].dtype) - torch.stack(predicted).sum(0)
-        squared = sum(v.square().sum(-1) for v in vectors.values())  # [K, b]
-        assert isinstance(squared, Tensor)
-        dimension = sum(v.shape[-1] for v in vectors.values())
-        step = self.options.rate / (dimension + squared.numel())
-        scaled = missed * (step * dimension / squared.clamp(min=1e-30)).unsqueeze(-1)
+        vectors = {name: rows.flatten(2) for name, rows in drawn.items()}  # [K, 1 or b, n]
+        answers = responses[random].flatten(2).to(next(iter(vectors.values())).dtype)
+        gates = self._gates(next(iter(requests.values()))).to(answers.dtype)  # [b, gates]
+        predicted = [v @ self._matrix(n, v, gates, answers).mT for n, v in vectors.items()]
+        count, outputs = gates.shape[1], answers.shape[2]
+        of_gates = torch.stack(predicted).sum(0).reshape(len(random), -1, count, outputs)
+        missed = answers - (of_gates * gates[None, :, :, None]).sum(2)
+        each = gates / gates.square().sum(1, keepdim=True)
+        scaled = torch.einsum("kbo,bg->kbgo", missed, each).flatten(2)
+        if shared:
+            scaled = scaled.mean(1, keepdim=True)
+        scaled = scaled * self._steps(drawn, vectors).unsqueeze(2)
         for name, v in vectors.items():
             self.matrices[name] += scaled.flatten(0, 1).mT @ v.flatten(0, 1)
 
-    def _matrix(self, name: str, vectors: Tensor, answers: Tensor) -> Tensor:
+    def _steps(self, drawn: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Tensor:
+        """The step's length for each random tangent, ``[K, 1 or b]``."""
+        squared = torch.stack([v.square().sum(2) for v in vectors.values()]).sum(0)
+        largest = max(
+            float(mean_square(rows, tuple(rows.shape[2:])).max()) for rows in drawn.values()
+        )
+        dimension = float(squared.mean()) / max(largest, 1e-30)  # the effective one
+        rate = self.options.rate * dimension / (dimension + squared.numel())
+        return rate / squared.clamp(min=1e-30)
+
+    def _matrix(self, name: str, vectors: Tensor, gates: Tensor, answers: Tensor) -> Tensor:
         if name not in self.matrices:
-            self.matrices[name] = vectors.new_zeros(answers.shape[-1], vectors.shape[-1])
+            rows = gates.shape[1] * answers.shape[2]
+            self.matrices[name] = vectors.new_zeros(rows, vectors.shape[2])
         return self.matrices[name]
 
     def state_dict(self) -> dict[str, Any]:

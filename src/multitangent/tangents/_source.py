@@ -32,14 +32,14 @@ class Request:
         primal: The perturbed value, ``[b, *shape]`` for activations and ``[*shape]`` for weights.
         target: What the loss compares with, for activations.
         loss: From outputs and target to the losses ``[b]``.
-        output_gradient: The derivative of each sample's loss by the model's output,
-            ``[b, *output]``, where a source asked for it.
+        output: The model's output, ``[b, *output]``, where a source asked for it.
+        output_gradient: The derivative of each sample's loss by it, of the same shape.
     """
 
     stream: Stream
     site: int
     shape: tuple[int, ...]
-    samples: range | None
+    samples: Sequence[int] | None
     offset: int
     dtype: torch.dtype
     device: torch.device
@@ -48,6 +48,7 @@ class Request:
     primal: Tensor | None = None
     target: Any = None
     loss: Callable[[Any, Any], Tensor] | None = None
+    output: Tensor | None = None
     output_gradient: Tensor | None = None
 
     @property
@@ -73,6 +74,7 @@ class Request:
             samples=None if self.samples is None else self.samples[samples],
             primal=part(self.primal),
             target=pytree.tree_map(part, self.target),
+            output=part(self.output),
             output_gradient=part(self.output_gradient),
         )
 
@@ -156,6 +158,11 @@ class TangentSource(ABC):
         return ()
 
     @property
+    def summands(self) -> tuple[TangentSource, ...]:
+        """The terms of a sum of sources; of any other, itself."""
+        return (self,)
+
+    @property
     def informed(self) -> tuple[bool, ...]:
         """Which of the K tangents are guesses of the gradient rather than random directions."""
         if self.sources:
@@ -194,18 +201,14 @@ class TangentSource(ABC):
     def __add__(self, other: TangentSource) -> TangentSource:
         if not isinstance(other, TangentSource):
             return NotImplemented
-        return _Together((*_parts(self), *_parts(other)))
-
-
-def _parts(source: TangentSource) -> tuple[TangentSource, ...]:
-    return source.sources if isinstance(source, _Together) else (source,)
+        return _Together((*self.summands, *other.summands))
 
 
 @dataclass(frozen=True, repr=False)
 class _Together(TangentSource):
     """The tangents of several sources, one after the other."""
 
-    parts: tuple[TangentSource, ...]
+    terms: tuple[TangentSource, ...]
     num_tangents: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -214,10 +217,14 @@ class _Together(TangentSource):
 
     @property
     def sources(self) -> tuple[TangentSource, ...]:
-        return self.parts
+        return self.terms
+
+    @property
+    def summands(self) -> tuple[TangentSource, ...]:
+        return self.terms
 
     def started(self) -> TangentSource:
-        return _Together(tuple(source.started() for source in self.parts))
+        return _Together(tuple(source.started() for source in self.terms))
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.sources))

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
+from pandas import read_csv
 
 from multitangent.training._curves import draw_curves
+from multitangent.training._draw_quality import draw_quality
 from multitangent.training._files import write_text
+from multitangent.training._quality import QualityFile
 from multitangent.training._result import TrainResult
 from multitangent.training._train import train
 from multitangent.training.config import CompareConfig, TrainConfig
@@ -46,7 +49,9 @@ def compare(
 ) -> Comparison:
     """Trains the same model with several gradients, one after the other, and draws the curves.
 
-    Runs that have finished before are not run again, those that have begun are continued.
+    Runs that have finished before are not run again, those that have begun are continued. In the
+    folder are `curves.png`, and for estimated gradients `quality.png`: how close they came to the
+    true one, at every site and by every source of tangents, over the epochs.
 
     Args:
         config: What to compare.
@@ -63,11 +68,19 @@ def compare(
     config = config.resolved()
     folder = Path(config.run_dir or ".")
     runs = config.runs()
-    results = tuple(train(run, callbacks(run)) for run in runs)
+    results = tuple(train(run, [*callbacks(run), _quality_file(run)]) for run in runs)
     comparison = Comparison(run_dir=folder, results=results)
     width = f" of width {config.width}" if config.model == "fc" else ""
     title = f"{config.model}{width} on {config.dataset}"
     curves = {run.label: result.metrics() for run, result in zip(runs, results, strict=True)}
     draw_curves(curves, folder / "curves.png", title)
+    assessed = {run.label: _quality_file(run).path for run in runs}
+    tables = {label: read_csv(path) for label, path in assessed.items() if path.exists()}
+    if tables:
+        draw_quality(tables, folder / "quality.png", title)
     write_text(folder / "comparison.json", json.dumps(comparison.as_json(), indent=2) + "\n")
     return comparison
+
+
+def _quality_file(run: TrainConfig) -> QualityFile:
+    return QualityFile(Path(run.run_dir or ".") / "quality.csv")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from multitangent import (
     Activations,
+    Balanced,
     ControlVariate,
     Feedback,
     ForwardGradient,
@@ -24,8 +25,9 @@ from multitangent import (
     Weights,
 )
 from multitangent.aggregation import Aggregator
+from multitangent.perturbation import normalizes_batches
 from multitangent.tangents import TangentSource
-from multitangent.training.config import TrainConfig
+from multitangent.training.config import INFORMED, TrainConfig
 
 
 class Gradient(Protocol):
@@ -82,9 +84,14 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
     assert config.share is not None
     assert config.output is not None
     activations = Activations(share=config.share, output=config.output)
+    assert config.num_tangents is not None
+    perturb = activations if config.perturb == "activations" else Weights()
     random = SOURCES[config.tangents]
-    if config.gradient in GUESSES:
-        tangents = random(config.num_tangents - 2) + GUESSES[config.gradient](1) + Radial()
+    if config.gradient in INFORMED:
+        layers = len(perturb.bind(model).sites) - (config.output == "exact")
+        normalized = any(normalizes_batches(module) for module in model.modules())
+        guesses = guessing(config.gradient, config.num_tangents, layers, radial=not normalized)
+        tangents = Balanced(random(config.num_tangents - guesses.num_tangents)) + guesses
         aggregator: Aggregator = ControlVariate(config.gain)
     else:
         tangents = random(config.num_tangents)
@@ -94,9 +101,43 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
         loss,
         tangents=tangents,
         aggregator=aggregator,
-        perturb=activations if config.perturb == "activations" else Weights(),
+        perturb=perturb,
         seed=config.seed,
     )
+
+
+def guessing(
+    gradient: str, num_tangents: int, layers: int, *, radial: bool = True
+) -> TangentSource:
+    """Returns the guesses among K tangents.
+
+    Two tangents are left to chance, if there are enough. Feedback and local losses have a tangent
+    for every layer that is guessed for, as far as the rest goes.
+
+    Args:
+        gradient: One of `INFORMED`.
+        num_tangents: K.
+        layers: How many layers are guessed for.
+        radial: Whether the value itself is among the tangents. Where batch normalisation follows,
+            the loss does not depend on the value's scale, which constant statistics do not show.
+
+    Examples:
+        >>> guessing("feedback", 8, 2)
+        Feedback(num_tangents=2, rate=0.5, gated=True) + Radial(num_tangents=1)
+    """
+    others = (gradient == "informed") + radial
+    own = max(1, min(layers, num_tangents - _LEFT_TO_CHANCE - others))
+    sources: Mapping[str, Callable[[], TangentSource]] = {
+        "informed": lambda: Feedback(own) + LocalLoss(),
+        "feedback": lambda: Feedback(own),
+        "local": lambda: LocalLoss(own),
+        "previous": Previous,
+    }
+    guesses = sources[gradient]()
+    return guesses + Radial() if radial else guesses
+
+
+_LEFT_TO_CHANCE = 2
 
 
 SOURCES: Mapping[str, Callable[[int], TangentSource]] = {
@@ -104,11 +145,6 @@ SOURCES: Mapping[str, Callable[[int], TangentSource]] = {
     "rademacher": Rademacher,
     "sphere": Sphere,
     "orthogonal": Orthogonal,
-}
-GUESSES: Mapping[str, Callable[[int], TangentSource]] = {
-    "feedback": Feedback,
-    "local": LocalLoss,
-    "previous": Previous,
 }
 AGGREGATORS: Mapping[str, Aggregator] = {
     "single": Mean(),

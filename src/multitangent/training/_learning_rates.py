@@ -101,7 +101,7 @@ def default_learning_rate(
         return default_learning_rate(dataset, "mean", num_tangents, model, width) / num_tangents
     if gradient == "single":
         return default_learning_rate(dataset, "mean", 1, model, width)
-    if gradient in ("feedback", "local", "previous"):  # as long as the true gradient
+    if gradient in ("informed", "feedback", "local", "previous"):  # as long as the true gradient
         return default_learning_rate(dataset, "backpropagation", 1, model, width)
     if model in _DEEP:
         rates = _DEEP[model]["cifar10" if dataset == "cifar10" else "mnist"][gradient]

@@ -12,7 +12,7 @@ from torch import nn
 
 from multitangent import AutoStep
 from multitangent._estimator import GradientEstimator
-from multitangent.data import Dataset, load_dataset
+from multitangent.data import Dataset, first_images, load_dataset
 from multitangent.models import build_model
 from multitangent.training._callbacks import MetricsFile
 from multitangent.training._curves import draw_curves
@@ -23,6 +23,7 @@ from multitangent.training._module import GradientModule
 from multitangent.training._optimizers import build_optimizer
 from multitangent.training._result import TrainResult, read_result
 from multitangent.training._run_folder import begin, is_finished
+from multitangent.training._statistics import Recalibration
 from multitangent.training._trainer import build_trainer, choose_device, interruptible, quiet
 from multitangent.training.config import TrainConfig
 
@@ -65,7 +66,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
 def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> TrainResult:
     with quiet(), interruptible():
         metrics = MetricsFile(folder / "metrics.csv")
-        module, data, trainer = _prepared(config, folder, [*callbacks, metrics])
+        own = [Recalibration(), metrics] if config.recalibrate else [metrics]
+        module, data, trainer = _prepared(config, folder, [*callbacks, *own])
         begin(config, folder)
         last, best = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
         trainer.fit(module, data, ckpt_path=last if last.exists() else None)
@@ -115,7 +117,9 @@ def _prepared(
     config: TrainConfig, folder: Path, callbacks: Sequence[Callback]
 ) -> tuple[GradientModule, DatasetModule, Trainer]:
     device = choose_device(config)
-    dataset = load_dataset(config.dataset, config.data_dir, device=device)
+    dataset = first_images(
+        load_dataset(config.dataset, config.data_dir, device=device), config.images
+    )
     module = _build_module(config, dataset, device)
     data = DatasetModule(dataset, config.batch_size, config.seed)
     return module, data, build_trainer(config, device, folder, callbacks)

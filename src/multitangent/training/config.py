@@ -17,14 +17,24 @@ from multitangent.training._errors import ConfigError
 from multitangent.training._learning_rates import default_learning_rate
 
 Gradient = Literal[
-    "backpropagation", "single", "sum", "mean", "projection", "feedback", "local", "previous"
+    "backpropagation",
+    "single",
+    "sum",
+    "mean",
+    "projection",
+    "informed",
+    "feedback",
+    "local",
+    "previous",
 ]
-INFORMED = ("feedback", "local", "previous")  # one tangent is a guess, one the value itself
+# With guesses among the tangents: how many tangents they need at least.
+INFORMED = {"informed": 4, "feedback": 3, "local": 3, "previous": 3}
+_NUM_TANGENTS, _NUM_TANGENTS_INFORMED = 16, 8
 
 
 # The smallest value of every whole number.
 AT_LEAST = dict.fromkeys(
-    ("width", "hidden_layers", "num_tangents", "batch_size", "epochs", "patience"), 1
+    ("width", "hidden_layers", "num_tangents", "images", "batch_size", "epochs", "patience"), 1
 ) | {"seed": 0}
 
 
@@ -42,8 +52,8 @@ class _Settings:
     """Width of the hidden layers of fc."""
     hidden_layers: Suppress[int] = 2
     """How many hidden layers fc has, two in the paper."""
-    num_tangents: int = 16
-    """K, the number of tangents per step."""
+    num_tangents: int | None = None
+    """K, the number of tangents per step; by default 16, and 8 with guesses among them."""
     tangents: Literal["normal", "rademacher", "sphere", "orthogonal"] = "normal"
     """How tangents are drawn."""
     perturb: Literal["activations", "weights"] = "activations"
@@ -54,8 +64,13 @@ class _Settings:
     output: Suppress[Literal["perturbed", "exact"] | None] = None
     """Whether the logits are perturbed too, as in the paper and by default, or use the loss's own
     derivative, as by default beside guesses (activations only)."""
-    gain: Suppress[float] = 0.1
+    gain: Suppress[float | Literal["auto"]] = "auto"
     """Beside guesses: the share of what they miss that the random tangents bring back."""
+    images: Suppress[int | None] = None
+    """How many of the training images to use, by default all."""
+    recalibrate: Suppress[bool] = False
+    """Whether batch normalisation takes its statistics anew before every validation; always beside
+    guesses."""
     simulated: Suppress[bool] = False
     """Whether directional derivatives are computed from backpropagation, to study large K."""
     optimizer: str = "SGD"
@@ -82,7 +97,7 @@ class TrainConfig(_Settings):
     """Train one model with one gradient.
 
     Examples:
-        >>> TrainConfig(dataset="mnist", num_tangents=20).resolved().learning_rate
+        >>> TrainConfig(dataset="mnist", gradient="projection").resolved().learning_rate
         0.04232
         >>> TrainConfig(epochs=0)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
@@ -90,9 +105,9 @@ class TrainConfig(_Settings):
         multitangent.training._errors.ConfigError: `epochs` should be at least 1. Found 0. ...
     """
 
-    gradient: Gradient = "projection"
-    """The gradient; single: the forward gradient of one tangent; feedback, local, previous: one of
-    the K tangents is a guess, one the radial tangent."""
+    gradient: Gradient = "informed"
+    """The gradient; single: the forward gradient of one tangent; informed, feedback, local,
+    previous: some of the K tangents are guesses, and one is the value itself."""
     learning_rate: float | Literal["auto"] | None = None
     """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
     set by the curvature along the steps."""
@@ -108,17 +123,20 @@ class TrainConfig(_Settings):
         `gradient`, so that equal runs have equal configurations.
         """
         config = self
+        informed = config.gradient in INFORMED
         if config.gradient == "single":
             config = replace(config, num_tangents=1)
+        elif config.num_tangents is None or config.gradient == "backpropagation":
+            count = _NUM_TANGENTS_INFORMED if informed else _NUM_TANGENTS
+            config = replace(config, num_tangents=count)
         if config.gradient == "backpropagation":
             if config.learning_rate == "auto":
                 raise ConfigError(
                     "`learning_rate` should be a number for backpropagation: 'auto' asks for a "
                     "forward gradient. Found 'auto'. Try another --gradient."
                 )
-            names = ("num_tangents", "tangents", "perturb", "share", "output", "simulated", "gain")
+            names = ("tangents", "perturb", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
-        informed = config.gradient in INFORMED
         if informed:
             config._check_guesses()
         config = replace(
@@ -126,7 +144,9 @@ class TrainConfig(_Settings):
             share=config.share or ("sample" if informed else "batch"),
             output=config.output or ("exact" if informed else "perturbed"),
             gain=config.gain if informed else _DEFAULTS.gain,
+            recalibrate=config.recalibrate or informed,
         )
+        assert config.num_tangents is not None
         if config.learning_rate is None and config.optimizer == "SGD":
             rate = default_learning_rate(
                 config.dataset, config.gradient, config.num_tangents, config.model, config.width
@@ -139,10 +159,12 @@ class TrainConfig(_Settings):
         return config
 
     def _check_guesses(self) -> None:
-        if self.num_tangents < 3:
+        needed = INFORMED[self.gradient]
+        if self.num_tangents is not None and self.num_tangents < needed:
             raise ConfigError(
-                f"`num_tangents` should be at least 3 for {self.gradient}: a guess, the radial "
-                f"one, and others at random. Found {self.num_tangents}. Try --num-tangents 4."
+                f"`num_tangents` should be at least {needed} for {self.gradient}: guesses, the "
+                f"radial one, and others at random. Found {self.num_tangents}. Try --num-tangents "
+                f"{_NUM_TANGENTS_INFORMED}."
             )
         if self.perturb == "weights" and self.gradient != "previous":
             raise ConfigError(
@@ -173,10 +195,16 @@ class CompareConfig(_Settings):
 
     Examples:
         >>> [run.label for run in CompareConfig(width=64).runs()]
-        ['backpropagation', 'single', 'mean-16', 'projection-16']
+        ['backpropagation', 'single', 'mean-16', 'projection-16', 'informed-8']
     """
 
-    gradients: tuple[Gradient, ...] = ("backpropagation", "single", "mean", "projection")
+    gradients: tuple[Gradient, ...] = (
+        "backpropagation",
+        "single",
+        "mean",
+        "projection",
+        "informed",
+    )
     """The gradients to compare."""
 
     def resolved(self) -> "CompareConfig":
@@ -201,7 +229,8 @@ def digest(values: dict[str, Any]) -> str:
 
     Settings that came later are left out at their defaults: older runs are found again.
     """
-    later = {name: getattr(_DEFAULTS, name) for name in ("gain", "hidden_layers")}
+    names = ("gain", "hidden_layers", "images", "recalibrate")
+    later = {name: getattr(_DEFAULTS, name) for name in names}
     kept = {n: value for n, value in values.items() if n not in later or value != later[n]}
     return sha256(dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
