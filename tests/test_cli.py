@@ -69,8 +69,8 @@ def test_train_as_a_process(tmp_path: Path) -> None:
     value = json.loads(found.stdout)
     assert found.stdout.count("\n") == 1
     assert value == json.loads((folder / "result.json").read_text())
-    assert (value["gradient"], value["num_tangents"], value["epochs"]) == ("projection", 4, 2)
-    assert "projection-4" in found.stderr
+    assert (value["gradient"], value["num_tangents"], value["epochs"]) == ("informed", 4, 2)
+    assert "informed-4" in found.stderr
     assert "epoch 2/2" in found.stderr
     assert "arning" not in found.stderr
 
@@ -109,11 +109,11 @@ def test_compare(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     printed = capfd.readouterr()
     for name in ("backpropagation", "single", "mean", "projection", "1.00x", "curves.png"):
         assert name in printed.out
-    assert printed.err.count("epoch 2/2") == 4
+    assert printed.err.count("epoch 2/2") == 5
     assert main([*arguments, "--json"]) == 0
     printed = capfd.readouterr()
     runs = json.loads(printed.out)["runs"]
-    assert [value["epochs"] for value in runs] == [2, 2, 2, 2]
+    assert [value["epochs"] for value in runs] == [2, 2, 2, 2, 2]
     assert runs[0]["ratio_to_backpropagation"] == 1
     assert printed.err == ""  # nothing was left to do
 

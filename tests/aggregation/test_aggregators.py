@@ -11,7 +11,7 @@ from multitangent import Best, ControlVariate, Mean, Projection, Rescaled, Sum
 
 AGGREGATORS = [
     Sum(), Mean(), Projection(), Best(1), Best(3), Rescaled(Mean()), Rescaled(Projection()),
-    ControlVariate(),
+    ControlVariate(0.1),
 ]  # fmt: skip
 
 
@@ -242,6 +242,33 @@ def test_a_control_variate_is_the_projection_on_guesses_and_the_mean_on_the_rest
     torch.testing.assert_close(found, projected + 0.3 * mean)
     alone = guided(tangents[:guesses], gradient, guesses, 0.3) if guesses else 0 * gradient
     torch.testing.assert_close(alone, projected)
+
+
+@pytest.mark.parametrize("shape", [[1.0] * 30, [1.0] * 5 + [0.1] * 25], ids=["even", "uneven"])
+def test_the_gain_that_sets_itself_counts_the_dimensions_that_matter(shape):
+    """1 / (1 + (tr S)^2 / tr S^2 / (0.1 K B)), with S the covariance of the random tangents."""
+    count, samples = 3, 4000
+    deviations = torch.tensor(shape, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    tangents = deviations * torch.randn(
+        samples, count, len(shape), dtype=torch.float64, generator=generator
+    )
+    gram, jvps = tangents @ tangents.mT, tangents.sum(2).T
+    variances = deviations.square()
+    dimension = variances.sum() ** 2 / variances.square().sum()
+    expected = 1 / (1 + dimension / (0.1 * count * samples))
+    found = ControlVariate()(gram, jvps, dimension=30) * count / jvps
+    torch.testing.assert_close(found, expected.expand_as(found), rtol=0.02, atol=0)
+    shared = ControlVariate()(torch.eye(2), torch.ones(2, 5), dimension=30)  # clamped to n
+    torch.testing.assert_close(shared, torch.full_like(shared, 0.5 / (1 + 30 / 0.2)))
+
+
+def test_a_gain_that_sets_itself_needs_two_tangents_or_the_dimension():
+    gram, jvps = torch.eye(2), torch.ones(2)
+    found = ControlVariate()(gram, jvps, dimension=4, informed=[True, False])
+    torch.testing.assert_close(found, torch.tensor([1.0, 1 / (1 + 4 / 0.1)]).double())
+    with pytest.raises(ValueError, match="`dimension` should be given for a single random tangent"):
+        ControlVariate()(gram, jvps, informed=[True, False])
 
 
 def test_as_many_words_on_guesses_as_tangents():

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multitangent import Mean, Normal, Projection, Rademacher, StandardBasis, forward_gradient
+from multitangent import (
+    Feedback,
+    Mean,
+    Normal,
+    Previous,
+    Projection,
+    Rademacher,
+    StandardBasis,
+    forward_gradient,
+)
 from multitangent.aggregation import Best
 from multitangent.functions import FUNCTIONS, Estimate, Function, TrueGradient, descend
 from multitangent.learning_rate import StepRule
@@ -103,6 +112,37 @@ def test_trajectories_do_not_depend_on_their_company():
         torch.testing.assert_close(alone.best[0], together.best[i, :2])
         assert torch.equal(alone.best_step[0], together.best_step[i, :2])
         assert torch.equal(alone.steps[0], together.steps[i, :2])
+
+
+def test_guesses_are_learned_by_every_trajectory_for_itself():
+    """However many run beside it, and whether or not others have been stopped."""
+    function = FUNCTIONS["styblinski-tang"]
+    estimate = Estimate(Normal(2) + Previous(decay=0.5), Projection())
+    rates = torch.tensor([10.0, 1e-3, 0.03, 0.01])  # the first diverges at once
+    together = descend(function, 5, estimate, rates, seeds=4, steps=150, dtype=F64)
+    for i, rate in enumerate(rates):
+        alone = descend(function, 5, estimate, rate[None], seeds=2, steps=150, dtype=F64)
+        torch.testing.assert_close(alone.best[0], together.best[i, :2])
+        assert torch.equal(alone.steps[0], together.steps[i, :2])
+
+
+def test_the_previous_gradient_of_a_function_is_a_tangent():
+    """On the sphere one rate keeps the true gradient's direction, of which more is found."""
+    function, estimate = (
+        FUNCTIONS["sphere"],
+        Estimate(Normal(1) + Previous(decay=0.0), Projection()),
+    )
+    estimate = estimate.started()
+    points = torch.ones(1, 1, 40, dtype=F64)
+    lengths = [float(estimate(function, points, step).norm()) for step in range(30)]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] > 0.5 * 2 * 40**0.5 > 4 * lengths[0]
+
+
+def test_functions_have_no_output_to_learn_from():
+    estimate = Estimate(Normal(2) + Feedback(), Projection())
+    with pytest.raises(ValueError, match="should not depend on a model's output"):
+        descend(FUNCTIONS["sphere"], 4, estimate, torch.tensor([0.1]))
 
 
 @pytest.mark.parametrize("gradient", [Estimate(Normal(2), Projection()), TrueGradient()])

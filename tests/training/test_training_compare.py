@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from multitangent.training import CompareConfig, compare
+from multitangent.training import CompareConfig, compare, train
 from multitangent.training._curves import draw_curves
 
 SMALL = CompareConfig(width=8, num_tangents=4, epochs=2, batch_size=256, device="cpu")
@@ -13,10 +13,36 @@ SMALL = CompareConfig(width=8, num_tangents=4, epochs=2, batch_size=256, device=
 def test_compare(tmp_path: Path) -> None:
     comparison = compare(replace(SMALL, run_dir=tmp_path))
     assert [result.gradient for result in comparison.results] == list(SMALL.gradients)
-    assert [result.num_tangents for result in comparison.results] == [None, 1, 4, 4]
+    assert [result.num_tangents for result in comparison.results] == [None, 1, 4, 4, 4]
     assert comparison.time_ratio(comparison.results[0]) == 1
-    names = {"backpropagation", "single", "mean-4", "projection-4"}
-    assert {path.name for path in tmp_path.iterdir()} == names | {"curves.png", "comparison.json"}
+    names = {"backpropagation", "single", "mean-4", "projection-4", "informed-4"}
+    files = {"curves.png", "quality.png", "comparison.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names | files
+
+
+def test_the_quality_of_every_epoch(tmp_path: Path) -> None:
+    names = ("backpropagation", "projection", "informed")
+    compare(replace(SMALL, run_dir=tmp_path, gradients=names))
+    assert not (tmp_path / "backpropagation" / "quality.csv").exists()
+    table = pd.read_csv(tmp_path / "informed-4" / "quality.csv")
+    assert sorted(table["epoch"].unique()) == [1, 2]
+    first = table[table["epoch"] == 1].set_index(["quantity", "place"])["value"]
+    assert set(first["cosine"].index) == {"all", "1", "3", "5"}
+    assert first["cosine", "5"] == pytest.approx(1)  # the loss's own derivative
+    assert len(first["captured"]) == 5  # of random ones, feedback, local loss, value; of all
+    assert (first["captured"] <= 1 + 1e-6).all()
+    random = pd.read_csv(tmp_path / "projection-4" / "quality.csv")
+    assert set(random["place"]) == {"all", "1", "3", "5", "Normal(num_tangents=4)"}
+
+
+def test_assessing_changes_no_run(tmp_path: Path) -> None:
+    config = replace(SMALL, gradients=("informed",))
+    (assessed,) = compare(replace(config, run_dir=tmp_path / "a")).results
+    alone = train(replace(config.runs()[0], run_dir=tmp_path / "b"))
+    assert (alone.test_loss, alone.validation_loss) == (
+        assessed.test_loss,
+        assessed.validation_loss,
+    )
 
 
 def test_finished_runs_are_skipped(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_every_data_set_can_be_chosen() -> None:
 
 def test_hash_is_pinned() -> None:
     """Stored runs are found again by every later version, on every machine."""
-    assert TrainConfig().resolved().hash == "d4f4d4c93cc7"
+    assert TrainConfig(gradient="projection").resolved().hash == "d4f4d4c93cc7"
 
 
 def test_hash_is_that_of_what_determines_the_result() -> None:
@@ -64,15 +64,17 @@ def test_hash_is_that_of_what_determines_the_result() -> None:
 def test_guesses_have_samples_of_their_own_and_an_exact_output() -> None:
     guided = TrainConfig(gradient="feedback").resolved()
     assert (guided.share, guided.output) == ("sample", "exact")
-    assert (TrainConfig().resolved().share, TrainConfig().resolved().output) == (
-        "batch",
-        "perturbed",
-    )
+    assert (guided.num_tangents, guided.recalibrate) == (8, True)
+    random = TrainConfig(gradient="projection").resolved()
+    assert (random.share, random.output) == ("batch", "perturbed")
+    assert (random.num_tangents, random.recalibrate) == (16, False)
     assert TrainConfig(gradient="feedback", share="batch").resolved().share == "batch"
     assert replace(guided, gain=0.2).hash != guided.hash
-    assert TrainConfig(gain=0.2).resolved().gain == 0.1  # there is no guess
+    assert replace(random, gain=0.2).resolved().gain == "auto"  # there is no guess
     with pytest.raises(ConfigError, match="`num_tangents` should be at least 3 for feedback"):
         TrainConfig(gradient="feedback", num_tangents=2).resolved()
+    with pytest.raises(ConfigError, match="`num_tangents` should be at least 4 for informed"):
+        TrainConfig(gradient="informed", num_tangents=3).resolved()
     with pytest.raises(ConfigError, match="`perturb` should be activations for local"):
         TrainConfig(gradient="local", perturb="weights").resolved()
     assert TrainConfig(gradient="previous", perturb="weights").resolved().perturb == "weights"
@@ -98,7 +100,7 @@ def test_toml_round_trip(preset: TrainConfig) -> None:
 
 def test_runs_of_a_comparison_differ_in_the_gradient_only() -> None:
     for preset in COMPARE.values():
-        runs = replace(preset, num_tangents=3, seed=7).resolved().runs()
+        runs = replace(preset, num_tangents=4, seed=7).resolved().runs()
         assert tuple(run.gradient for run in runs) == preset.gradients
         assert {run.seed for run in runs} == {7}
         assert len({run.run_dir for run in runs}) == len(runs)

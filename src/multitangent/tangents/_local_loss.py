@@ -106,7 +106,9 @@ class _LocalHeads(Learner[LocalLoss]):
     def _make_head(self, name: str, features: Tensor) -> None:
         assert self._output_shape is not None
         outputs = torch.Size(self._output_shape).numel()
-        head = nn.Linear(features.shape[1], outputs, device=features.device, dtype=features.dtype)
+        head = nn.utils.skip_init(
+            nn.Linear, features.shape[1], outputs, device=features.device, dtype=features.dtype
+        )
         with torch.no_grad():  # no prediction yet, and no random numbers
             head.weight.zero_()
             head.bias.zero_()
