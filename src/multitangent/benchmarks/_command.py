@@ -9,6 +9,7 @@ from typing import Any
 from multitangent._allocator import keep_freed_memory
 from multitangent.benchmarks._case import BATCH
 from multitangent.benchmarks._curves import curve_of_cosines, curve_of_tangents
+from multitangent.benchmarks._guesses import table_of_guesses
 from multitangent.benchmarks._memory import measure_memory
 from multitangent.benchmarks._plots import draw_cosines, draw_tangents
 from multitangent.benchmarks._provenance import provenance
@@ -25,10 +26,13 @@ _FIGURES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {
     "memory": measure_memory,
     "statistics": compare_statistics,
 }
-_CURVES = {
-    "tangents": (curve_of_tangents, draw_tangents),
-    "cosine": (curve_of_cosines, draw_cosines),
+_Rows = list[dict[str, Any]]
+_TABLES: dict[str, Callable[[BenchConfig], _Rows]] = {
+    "tangents": curve_of_tangents,
+    "cosine": curve_of_cosines,
+    "guesses": table_of_guesses,
 }
+_PICTURES = {"tangents": draw_tangents, "cosine": draw_cosines}
 
 
 def run_bench(config: BenchConfig, *, json: bool) -> dict[str, Any]:
@@ -42,14 +46,14 @@ def run_bench(config: BenchConfig, *, json: bool) -> dict[str, Any]:
         result |= figures
         lines = [f"{name:34} {value}" for name, value in figures.items()]
     else:
-        curve, draw = _CURVES[config.measure]
-        rows = curve(config)
+        rows = _TABLES[config.measure](config)
         result["rows"] = rows
         lines = [", ".join(f"{name} {value}" for name, value in row.items()) for row in rows]
         if config.out is not None:
             config.out.parent.mkdir(parents=True, exist_ok=True)
             write_csv(config.out.with_suffix(".csv"), rows)
-            draw(rows, config.out.with_suffix(".png"), _title(result))
+            if draw := _PICTURES.get(config.measure):
+                draw(rows, config.out.with_suffix(".png"), _title(result))
     result["provenance"] = provenance()
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)

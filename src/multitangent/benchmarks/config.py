@@ -13,12 +13,13 @@ from tyro.conf import Positional, Suppress
 class BenchConfig:
     """Measure speed and memory, as ratios within one run."""
 
-    measure: Positional[Literal["step", "push", "memory", "tangents", "cosine", "statistics"]] = (
-        "step"
-    )
+    measure: Positional[
+        Literal["step", "push", "memory", "tangents", "cosine", "statistics", "guesses"]
+    ] = "step"
     """step: the time of the whole step, from batch to gradients. push: of the sweep alone. memory:
     the peak of a step. tangents: time and memory against K. cosine: what the time buys, the squared
-    cosine with the true gradient. statistics: how far frozen batch statistics are from coupled."""
+    cosine with the true gradient. statistics: how far frozen batch statistics are from coupled.
+    guesses: time and operations of a step with guesses among the tangents."""
     model: Literal["fc", "resnet18", "vit"] = "fc"
     """The paper's networks: fully-connected and vision transformer on MNIST's shapes, ResNet18 on
     those of CIFAR-10."""

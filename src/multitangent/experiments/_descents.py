@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multitangent import Cone, Normal
+from multitangent import Cone, Normal, Previous, Projection
 from multitangent.aggregation import Aggregator
 from multitangent.experiments._store import Cell, Row
 from multitangent.functions import FUNCTIONS, Estimate, TrueGradient, descend
@@ -22,7 +22,9 @@ class Descent(Cell):
     Args:
         function: The function's name.
         dimension: n.
-        gradient: `"backpropagation"`, `"single"`, `"mean"` or `"projection"`.
+        gradient: `"backpropagation"`, `"single"`, `"mean"`, `"projection"`; or, for a projection
+            with a guess among the K tangents, `"previous"` for the last forward gradient and
+            `"running mean"` for the running mean of all.
         num_tangents: K; 1 for backpropagation.
         angle: Of the tangents' cone; `None` for normal tangents.
         seeds: How many seeds are reported. As many others choose the rate.
@@ -45,8 +47,14 @@ class Descent(Cell):
         return AGGREGATORS[self.gradient]
 
 
+_DECAYS = {"previous": 0.0, "running mean": 0.9}
+
+
 def estimate_of(gradient: str, num_tangents: int, angle: float | None = None) -> Estimate:
     """The estimate of that name, with tangents on a cone if there is an angle."""
+    if gradient in _DECAYS:
+        guess = Previous(decay=_DECAYS[gradient])
+        return Estimate(Normal(num_tangents - 1) + guess, Projection())
     source = Normal(num_tangents) if angle is None else Cone(num_tangents, angle)
     return Estimate(source, AGGREGATORS[gradient])
 

@@ -106,10 +106,10 @@ class _LocalHeads(Learner[LocalLoss]):
     def _make_head(self, name: str, features: Tensor) -> None:
         assert self._output_shape is not None
         outputs = torch.Size(self._output_shape).numel()
-        head = nn.utils.skip_init(
+        head: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Linear, features.shape[1], outputs, device=features.device, dtype=features.dtype
-        )
-        with torch.no_grad():  # no prediction yet, and no random numbers
+        )  # no random numbers are drawn,
+        with torch.no_grad():  # and nothing is predicted yet
             head.weight.zero_()
             head.bias.zero_()
         self._heads[name] = head
