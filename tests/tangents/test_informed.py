@@ -294,53 +294,44 @@ def test_radial_tangents_make_the_growth_of_weights_exact():
     torch.testing.assert_close(weights.diagnostics.jvps[2:], found)
 
 
-@pytest.mark.parametrize("spread", [1e-9, 0.2])
-def test_balanced_tangents_have_the_size_of_the_gradient(spread):
-    """Two sites of 6 and 4 values, the gradient of the second 100 times that of the first."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 3)).double()
-    with torch.no_grad():
-        model[1].weight *= 0.01
-    x, y = torch.randn(8, 5).double(), torch.randint(0, 3, (8,))
-    source = Balanced(Normal(20), decay=0.0, spread=spread)  # so many that gradients are exact
-    gradient = ForwardGradient(model, LOSS, source, perturb=Activations(output="exact"))
-    gradient(x, y)
-    gradient(x, y)
-    scales = gradient.state_dict()["tangents"]["scales"]
-    sweep = next_sweep(gradient)
-    squares = [g.square().mean() for g in sweep.true_gradients().values()]
-    mean = (6 * squares[0] + 4 * squares[1]) / 10
-    mixed = [(1 - spread) * square + spread * mean for square in squares]
-    expected = [(square / max(mixed)).sqrt().item() for square in mixed]
-    assert [scale.item() for scale in scales.values()] == pytest.approx(expected)
-    assert max(expected) == 1
-    if spread < 0.1:
-        assert expected[0] < 0.05
-    rows = [block.rows() for block in gradient_blocks(gradient)]
-    assert rows[0].std() / rows[1].std() == pytest.approx(expected[0], rel=0.5)
+@pytest.mark.parametrize("spread", [0.1, 0.5])
+@pytest.mark.parametrize("maps", [False, True], ids=["tokens", "maps"])
+def test_balanced_tangents_find_the_position_that_counts(spread, maps):
+    """Of four tokens, or four cells of a feature map, the output depends on the first."""
 
-
-def test_balanced_tangents_find_the_token_that_counts():
-    """Of four tokens the output depends on the first."""
-
-    class FirstToken(nn.Module):
+    class First(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lower, self.upper = nn.Linear(3, 5), nn.Linear(5, 3)
+            self.lower = nn.Conv2d(3, 5, 1) if maps else nn.Linear(3, 5)
+            self.upper = nn.Linear(5, 3)
 
         def forward(self, x):
-            return self.upper(self.lower(x)[:, 0])
+            h = self.lower(x)
+            return self.upper(h[:, :, 0, 0] if maps else h[:, 0])
 
     torch.manual_seed(0)
-    model = FirstToken().double()
-    x, y = torch.randn(8, 4, 3).double(), torch.randint(0, 3, (8,))
-    perturb = Activations(output="exact")
-    gradient = ForwardGradient(model, LOSS, Balanced(Normal(30)), perturb=perturb)
+    model = First().double()
+    x = torch.randn(8, *((3, 2, 2) if maps else (4, 3))).double()
+    y = torch.randint(0, 3, (8,))
+    source = Balanced(Normal(30), spread=spread)  # so many that the gradient is exact
+    gradient = ForwardGradient(model, LOSS, source, perturb=Activations(output="exact"))
     gradient(x, y)
-    (scale,) = gradient.state_dict()["tangents"]["scales"].values()
-    # All of the energy is the first token's, but for the tenth that is spread over four.
-    rest = (0.1 / 4 / (0.9 + 0.1 / 4)) ** 0.5
-    torch.testing.assert_close(scale, torch.tensor([[1.0], [rest], [rest], [rest]]).double())
+    (block,) = gradient_blocks(gradient)
+    rows = block.rows().squeeze(1)  # [K, C, H, W] or [K, T, D]
+    plain = Normal(30).draw(block.request).squeeze(1)
+    scale = (rows / plain).mean(1 if maps else 2).mean(0).flatten()
+    # All of the energy is the first position's, but for what is spread over four.
+    rest = (spread / 4 / (1 - spread + spread / 4)) ** 0.5
+    torch.testing.assert_close(scale, torch.tensor([1.0, rest, rest, rest]).double())
+
+
+def test_balanced_tangents_of_values_without_positions_are_what_they_were():
+    model, x, y, _ = build("mlp")
+    balanced, plain = Balanced(Normal(3)), Normal(3)
+    assert same_training(
+        model, (ForwardGradient, balanced, Mean(), Activations(), {}),
+        (ForwardGradient, plain, Mean(), Activations(), {}), x, y,
+    )  # fmt: skip
 
 
 def next_sweep(gradient):

@@ -143,22 +143,27 @@ def load_dataset(
 
 
 def first_images(dataset: Dataset, count: int | None) -> Dataset:
-    """Returns a data set with less to train on; validation and test stay.
+    """Returns a data set with less to train on and to validate with; the test stays whole.
 
     Args:
         dataset: The data set.
-        count: How many training images are left, the first ones, which are in no order; all of
-            them if there are fewer or for `None`.
+        count: How many training images are left, and a quarter as many for validation: the first
+            ones, which are in no order. All of them if there are fewer, or for `None`.
 
     Examples:
         >>> from multitangent.data import load_dataset
-        >>> len(first_images(load_dataset("digits"), 100).train)
-        100
+        >>> fewer = first_images(load_dataset("digits"), 100)
+        >>> len(fewer.train), len(fewer.validation), len(fewer.test)
+        (100, 25, 359)
     """
     if count is None:
         return dataset
-    train = Split(dataset.train.images[:count], dataset.train.labels[:count])
-    return replace(dataset, train=train)
+
+    def first(split: Split, count: int) -> Split:
+        return Split(split.images[:count], split.labels[:count])
+
+    train, validation = first(dataset.train, count), first(dataset.validation, -(-count // 4))
+    return replace(dataset, train=train, validation=validation)
 
 
 def _validation_size(raw: Raw, validation: int | None) -> int:

@@ -35,7 +35,7 @@ class Training(Cell):
         epochs: Epochs at most; early stopping comes before.
         simulated: Whether directional derivatives come from backpropagation.
         hidden_layers: Of `"fc"`.
-        images: Training images used; all for `None`.
+        images: Training images used, and a quarter as many to validate; all for `None`.
         recalibrate: Whether batch normalisation takes its statistics anew before validation.
     """
 

@@ -102,7 +102,7 @@ STUDIES: Mapping[str, Study] = {
             ("feedback", 4): (0.05, 0.1),
             ("projection", 16): (0.1, 0.5),
         },
-        {"epochs": 5, "images": 2500, "batch_size": 32},
+        {"epochs": 6, "images": 2400, "batch_size": 32},
         simulated=("projection",),
     ),
     "resnet18": Study(

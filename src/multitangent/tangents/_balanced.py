@@ -1,4 +1,4 @@
-"""Random tangents as long in each place as the gradient is there."""
+"""Random tangents as long at each position of a site as the gradient is there."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from multitangent.tangents._source import Lesson, Request, TangentSource
 
 @dataclass(frozen=True)
 class Balanced(TangentSource):
-    """The tangents of another source, scaled everywhere to the size that the gradient has there.
+    """The tangents of another source, scaled to the size that the gradient has at each position.
 
-    ``w = sigma v`` with one sigma for every site, and within it for every cell of a feature map
-    and every token (not for every channel). sigma^2 is the running mean of the squared entries of
-    the forward gradients there, a share `spread` of it evened out over all places, and 1 where it
-    is largest. Gradients differ by orders of magnitude from site to site of a deep network, and
-    from token to token: of a vision transformer's, nearly all is the class token's. Tangents of one
-    length everywhere then measure little but noise. Balanced ones act as if there were fewer
-    dimensions, ``sum sigma^2`` in place of n: random guesses have that much less noise, and
-    `Feedback` learns that much faster.
+    ``w = sigma v`` with one sigma for every token, or every cell of a feature map (not for every
+    channel). sigma^2 is the running mean of the squared entries of the forward gradients there, a
+    share `spread` of it evened out over the site, and 1 at the site's largest. Nearly all of the
+    gradient of a vision transformer is the class token's; tangents of one length everywhere measure
+    little but noise. Balanced ones act as if there were fewer dimensions, ``sum sigma^2`` in place
+    of n: random guesses have that much less noise, and `Feedback` learns that much faster. Values
+    without positions, such as those of a linear layer, keep the tangents that they had.
 
     The mean of such forward gradients is that of the others times sigma^2: exact where the gradient
     is largest, and less where it is small.
@@ -32,8 +31,8 @@ class Balanced(TangentSource):
     Args:
         inner: Where the tangents come from.
         decay: What a step leaves of the running means before it, at least 0 and below 1.
-        spread: The share of the tangents' energy that goes everywhere alike, above 0 and at most 1,
-            so that no place is lost from sight.
+        spread: The share of a site's energy that goes everywhere alike, above 0 and at most 1, so
+            that no position is lost from sight.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -57,7 +56,7 @@ class Balanced(TangentSource):
             raise ValueError(f"`spread` should be above 0 and at most 1. Found {self.spread!r}.")
 
     def draw(self, request: Request) -> Tensor:
-        return self.started().draw(request)  # before the first step all places are alike
+        return self.started().draw(request)  # before the first step all positions are alike
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.inner.mixing(gram, dimension)
@@ -67,7 +66,7 @@ class Balanced(TangentSource):
 
 
 class _Sizes(TangentSource):
-    """The sizes of the gradient in the places of one model."""
+    """The sizes of the gradient at the positions of one model's sites."""
 
     learns = True
 
@@ -76,7 +75,6 @@ class _Sizes(TangentSource):
         self.inner = options.inner.started()
         self.num_tangents = options.num_tangents
         self.squares: dict[str, Tensor] = {}  # the mean squared entry at each position of a site
-        self.scales: dict[str, Tensor] = {}  # of the same shapes
 
     @property
     def sources(self) -> tuple[TangentSource, ...]:
@@ -87,8 +85,12 @@ class _Sizes(TangentSource):
 
     def draw(self, request: Request) -> Tensor:
         rows = self.inner.draw(request)
-        scale = self.scales.get(request.name)
-        return rows if scale is None else rows * scale.to(rows.dtype)
+        squares = self.squares.get(request.name)
+        if squares is None or squares.numel() == 1 or not squares.any():
+            return rows
+        spread = self.options.spread
+        mixed = (1 - spread) * squares + spread * squares.mean()
+        return rows * (mixed / mixed.max()).sqrt().to(rows.dtype)
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.inner.mixing(gram, dimension)
@@ -100,24 +102,10 @@ class _Sizes(TangentSource):
             now = mean_square(gradient, tuple(gradient.shape[1:]))
             before = self.squares.get(name, now)
             self.squares[name] = self.options.decay * before + (1 - self.options.decay) * now
-        self._scale({name: gradient[0].numel() for name, gradient in lesson.gradients.items()})
-
-    def _scale(self, dimensions: Mapping[str, int]) -> None:
-        sizes = {name: self.squares[name] for name in dimensions}
-        # A mean over all perturbed values, of which each entry of a site stands for equally many.
-        sums = [square.mean() * dimensions[name] for name, square in sizes.items()]
-        mean = torch.stack(sums).sum() / sum(dimensions.values())
-        spread = self.options.spread
-        mixed = {name: (1 - spread) * square + spread * mean for name, square in sizes.items()}
-        largest = torch.stack([square.max() for square in mixed.values()]).max()
-        if largest > 0:
-            self.scales = {name: (square / largest).sqrt() for name, square in mixed.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"squares": dict(self.squares), "scales": dict(self.scales)}
-        return state | {"inner": self.inner.state_dict()}
+        return {"squares": dict(self.squares), "inner": self.inner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.squares = dict(state.get("squares", {}))
-        self.scales = dict(state.get("scales", {}))
         self.inner.load_state_dict(state.get("inner", {}))

@@ -67,7 +67,7 @@ class _Settings:
     gain: Suppress[float | Literal["auto"]] = "auto"
     """Beside guesses: the share of what they miss that the random tangents bring back."""
     images: Suppress[int | None] = None
-    """How many of the training images to use, by default all."""
+    """How many training images to use, and a quarter as many to validate; by default all."""
     recalibrate: Suppress[bool] = False
     """Whether batch normalisation takes its statistics anew before every validation; always beside
     guesses."""
