@@ -31,5 +31,5 @@ types: $(STAMP)  ## strict static types of the package
 unit: $(STAMP)   ## all tests, doctests and documented examples
 	$(BIN)/pytest
 
-demo: $(STAMP)   ## four gradients on the embedded digits: table and curves.png
+demo: $(STAMP)   ## five gradients on the embedded digits: table and pictures
 	OMP_NUM_THREADS=1 $(BIN)/multitangent compare --preset demo  # tiny tensors: one thread is faster

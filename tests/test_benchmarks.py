@@ -11,6 +11,7 @@ import torch
 from multitangent.benchmarks._case import make_case, make_gradient
 from multitangent.benchmarks._command import run_bench
 from multitangent.benchmarks._curves import curve_of_cosines
+from multitangent.benchmarks._guesses import _equal
 from multitangent.benchmarks._memory import measure_memory
 from multitangent.benchmarks._push import share_after_first_site
 from multitangent.benchmarks._statistics import compare_statistics
@@ -60,6 +61,25 @@ def test_cosines_grow_with_the_number_of_tangents(tmp_path):
     assert cosines[0] < cosines[1] == pytest.approx(1)  # 64 tangents span n = 26
     assert cosines[2] < cosines[3] == pytest.approx(1)
     assert (tmp_path / "c.png").stat().st_size > 10_000
+
+
+def test_guesses_beside_random_tangents_of_equal_time(tmp_path):
+    config = BenchConfig(measure="guesses", counts=(1, 4), out=tmp_path / "g.json", **SMALL)
+    rows = {row["gradient"]: row for row in run_bench(config, json=True)["rows"]}
+    assert list(csv.DictReader((tmp_path / "g.csv").read_text().splitlines()))[0]["ms"]
+    assert rows["backpropagation"]["ratio_to_backpropagation"] == 1
+    # Batch of 4, widths 784, 8, 8, 10: forward, and gradients of weights and of hidden values.
+    products = 784 * 8 + 8 * 8 + 8 * 10
+    flops = 2 * 4 * (2 * products + 8 * 8 + 8 * 10)
+    assert rows["backpropagation"]["flops"] == flops
+    assert rows["feedback"]["num_tangents"] == 4
+    # Three more rows of tangents through the two layers behind the first site, one matrix for all.
+    assert rows["4 random"]["flops"] > rows["1 random"]["flops"] > flops / 2
+
+
+def test_the_tangents_that_take_as_long():
+    known = [(1, 2.0), (4, 5.0), (8, 4.0), (16, 12.0)]
+    assert [_equal(known, ratio) for ratio in (1.0, 3.5, 8.0, 20.0)] == [1.0, 2.5, 12.0, None]
 
 
 def test_memory_counts_the_parameters():

@@ -8,6 +8,10 @@ TRAIN = {
     "demo": TrainConfig(width=64, epochs=60),
 }
 COMPARE = {
-    "paper": CompareConfig(dataset="mnist", width=4096),
+    "paper": CompareConfig(
+        dataset="mnist",
+        width=4096,
+        gradients=("backpropagation", "single", "mean", "projection"),
+    ),
     "demo": CompareConfig(width=64, epochs=60),
 }

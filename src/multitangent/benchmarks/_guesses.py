@@ -51,7 +51,7 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
         {
             "gradient": name,
             "num_tangents": count,
-            "gflops": round(flops[name] / 1e9, 3),
+            "flops": flops[name],
             "flops_to_backpropagation": round(flops[name] / flops["backpropagation"], 3),
             "ms": round(median(times[name]), 3),
             "ratio_to_backpropagation": round(ratios[name], 3),
