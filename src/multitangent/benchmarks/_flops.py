@@ -18,6 +18,7 @@ def count_flops(step: Callable[[], object]) -> int:
     count.
 
     Examples:
+        >>> import torch
         >>> a = torch.ones(2, 3)
         >>> count_flops(lambda: a @ a.T)
         24

@@ -92,7 +92,7 @@ STUDIES: Mapping[str, Study] = {
             ("informed", 8): (0.01, 0.03),
             ("projection", 16): (0.1, 0.5),
         },
-        {"epochs": 6, "images": 4000, "batch_size": 32, "recalibrate": True},
+        {"epochs": 6, "images": 3200, "batch_size": 32, "recalibrate": True},
     ),
     "vit-small": Study(
         "vit",
@@ -173,10 +173,12 @@ def main(folder: Path, studies: Sequence[str], context: Context) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("study", nargs="*", choices=[*STUDIES, []], default=[])
+    parser.add_argument("study", nargs="*", help=", ".join(STUDIES))
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     given = parser.parse_args()
+    if unknown := [name for name in given.study if name not in STUDIES]:
+        parser.error(f"unknown: {', '.join(unknown)}. Try {', '.join(STUDIES)}.")
     torch.set_num_threads(1)
     small = [name for name in STUDIES if name not in FULL]
     main(

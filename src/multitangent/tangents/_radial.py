@@ -27,9 +27,9 @@ class Radial(InformedSource):
         ValueError: If `num_tangents` is not an integer of at least 1.
 
     Examples:
-        >>> from multitangent import Feedback, Normal
-        >>> Normal(2) + Feedback() + Radial()
-        Normal(num_tangents=2) + Feedback(num_tangents=1, rate=0.5) + Radial(num_tangents=1)
+        >>> from multitangent import Normal
+        >>> Normal(2) + Radial(3)
+        Normal(num_tangents=2) + Radial(num_tangents=3)
     """
 
     num_tangents: int = 1

@@ -1,6 +1,7 @@
 """Statistics of batch normalisation for validation, of the model as it is."""
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,9 @@ _BATCHES = 20
 
 
 class Recalibration(Callback):
-    """Takes the statistics anew from training batches, at the end of every epoch.
+    """Takes the statistics anew from training batches, after the last step of every epoch.
+
+    That is before the validation, which Lightning runs within the epoch.
 
     Running averages lag behind a model that moves fast, which tells most where gradients hold the
     statistics constant: then nothing keeps activations from drifting in directions that batch
@@ -23,7 +26,9 @@ class Recalibration(Callback):
     Source: "precise" statistics, Wu and Johnson, "Rethinking 'Batch' in BatchNorm", Section 3.
     """
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not trainer.is_last_batch:
+            return
         batches = cast(Iterable[tuple[Tensor, Tensor]], trainer.train_dataloader)
         recalibrate(cast(GradientModule, pl_module).model, batches)
 
@@ -38,7 +43,9 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # the mean of all batches
-    for _, (images, _) in zip(range(_BATCHES), batches, strict=False):
-        model(images)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
+    try:
+        for images, _ in islice(batches, _BATCHES):
+            model(images)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -66,7 +66,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
 def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> TrainResult:
     with quiet(), interruptible():
         metrics = MetricsFile(folder / "metrics.csv")
-        own = [Recalibration(), metrics] if config.recalibrate else [metrics]
+        own = [metrics, Recalibration()] if config.recalibrate else [metrics]
         module, data, trainer = _prepared(config, folder, [*callbacks, *own])
         begin(config, folder)
         last, best = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
