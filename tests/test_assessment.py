@@ -61,13 +61,60 @@ def test_cosines_and_shares_are_those_of_the_gradients():
         assert found.cosines[site] == pytest.approx(expected)
     gradient.step -= 1
     sweep = gradient._sweep(gradient._setting(gradient._last_batch[1]), gradient._last_batch[1])
-    values = torch.cat([g.flatten(1) for g in sweep.true_gradients().values()], 1)  # [B, n]
+    values = torch.cat([g.flatten(1) for g in sweep.true_gradients("hold").values()], 1)  # [B, n]
     rows = [b.rows().expand(-1, 6, *b.request.shape) for b in sweep.tangents.blocks.values()]
     tangents = torch.cat([r.flatten(2) for r in rows], 2).transpose(0, 1)  # [B, K, n]
     for place, own in ((repr(Normal(2)), [0, 1]), (repr(Radial()), [2]), ("all", [0, 1, 2])):
         inside = torch.linalg.pinv(tangents[:, own]) @ tangents[:, own] @ values.unsqueeze(2)
         share = inside.square().sum() / values.square().sum()
         assert found.captured[place] == pytest.approx(float(share))
+
+
+def test_sources_of_one_text_are_told_apart():
+    model, x, y, _ = build("mlp")
+    found = ForwardGradient(model, LOSS, Normal(2) + Normal(2)).assess(x, y)
+    names = ["Normal(num_tangents=2)", "Normal(num_tangents=2) #2", "all"]
+    assert sorted(found.captured) == names
+    assert found.captured[names[0]] != found.captured[names[1]]
+
+
+def test_parameters_of_two_sites_count_once():
+    lower, upper = nn.Linear(5, 5).double(), nn.Linear(5, 3).double()
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = lower, nn.Linear(5, 5).double(), upper
+            self.second.weight = lower.weight
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x).tanh()).tanh())
+
+    model, x, y = Tied(), torch.randn(6, 5).double(), torch.randint(0, 3, (6,))
+    gradient = ForwardGradient(model, LOSS, Normal(3))
+    found = gradient.assess(x, y).cosine
+    gradient(x, y)
+    estimated = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    LOSS(model(x), y).backward()
+    true = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert found == pytest.approx(float(torch.cosine_similarity(estimated, true, dim=0)))
+
+
+def test_what_is_trainable_may_change():
+    model, x, y, _ = build("mlp")
+    gradient = ForwardGradient(model, LOSS, Normal(3))
+    model[1].requires_grad_(False)
+    assert sorted(gradient.assess(x, y).cosines) == ["3", "5"]
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "coupled"])
+def test_shares_are_of_what_the_simulation_differentiates(statistics):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    x, y = torch.randn(6, 5).double(), torch.randint(0, 3, (6,))
+    gradient = SimulatedGradient(model, LOSS, Orthogonal(15), statistics=statistics)
+    assert gradient.assess(x, y).captured["all"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ import torch
 from multitangent.benchmarks._case import make_case, make_gradient
 from multitangent.benchmarks._command import run_bench
 from multitangent.benchmarks._curves import curve_of_cosines
+from multitangent.benchmarks._flops import count_flops
 from multitangent.benchmarks._guesses import _equal
 from multitangent.benchmarks._memory import measure_memory
 from multitangent.benchmarks._push import share_after_first_site
@@ -75,6 +76,21 @@ def test_guesses_beside_random_tangents_of_equal_time(tmp_path):
     assert rows["feedback"]["num_tangents"] == 4
     # Three more rows of tangents through the two layers behind the first site, one matrix for all.
     assert rows["4 random"]["flops"] > rows["1 random"]["flops"] > flops / 2
+
+
+def test_operations_of_attention_are_those_of_its_products():
+    q, k, v = (torch.randn(2, 3, 5, 4, requires_grad=True) for _ in range(3))
+
+    def attend():
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    def written_out():
+        return (q @ k.mT).softmax(-1) @ v
+
+    products = 2 * 2 * 3 * 5 * 5 * 4
+    assert count_flops(written_out) == count_flops(attend) == 2 * products
+    # Backwards the products are computed again, and two come of each.
+    assert count_flops(lambda: attend().sum().backward()) == (2 + 5) * products
 
 
 def test_the_tangents_that_take_as_long():

@@ -28,8 +28,10 @@ class Assessment:
             angle.
         cosines: The same for the parameters of each site alone, by the site's name.
         captured: The share of the squared length of the perturbed values' gradients, summed over
-            the samples, that lies in the span of each source's tangents, by the source's text; and
-            under ``"all"`` that of all tangents. Shares of sources that overlap do not add up.
+            the samples, that lies in the span of each source's tangents, by the source's text (with
+            a count behind it if it stands there twice); and under ``"all"`` that of all tangents.
+            Shares of sources that overlap do not add up. Where tangents see the statistics of a
+            batch held constant, so does the gradient here.
     """
 
     cosine: float
@@ -51,10 +53,9 @@ def assess(estimator: GradientEstimator, setting: Setting, batch: Part) -> Asses
         site: [(found[id(p)], true[id(p)]) for p in parameters if id(p) in found and id(p) in true]
         for site, parameters in sites.items()
     }
-    # The tangents see batch statistics held constant, and so does what they can capture.
     length = _squared_length(estimator, setting, batch)
     return Assessment(
-        cosine=_cosine([pair for of_site in pairs.values() for pair in of_site]),
+        cosine=_cosine([(found[key], true[key]) for key in found if key in true]),
         cosines={site: _cosine(of_site) for site, of_site in pairs.items()},
         captured={place: value / length if length else 0.0 for place, value in measured.items()},
     )
@@ -63,8 +64,12 @@ def assess(estimator: GradientEstimator, setting: Setting, batch: Part) -> Asses
 def _places(estimator: GradientEstimator) -> Iterator[tuple[str, list[int]]]:
     """The sources that add up to the estimator's, each with the places of its tangents."""
     first = 0
+    texts: list[str] = []
     for source in estimator.tangents.summands:
-        yield repr(source), list(range(first, first + source.num_tangents))
+        texts.append(repr(source))
+        count = texts.count(texts[-1])
+        place = texts[-1] if count == 1 else f"{texts[-1]} #{count}"
+        yield place, list(range(first, first + source.num_tangents))
         first += source.num_tangents
     yield "all", list(range(first))
 
@@ -80,7 +85,7 @@ def _captured(estimator: GradientEstimator, sweep: Sweep, jvps: Tensor, k: Seque
 
 def _squared_length(estimator: GradientEstimator, setting: Setting, batch: Part) -> float:
     with _unchanged(setting.model):
-        gradients = estimator._sweep(setting, batch).true_gradients()
+        gradients = estimator._sweep(setting, batch).true_gradients(estimator._statistics)
     return sum(float(gradient.double().square().sum()) for gradient in gradients.values())
 
 
@@ -99,7 +104,12 @@ def _backpropagated(setting: Setting, batch: Part) -> dict[int, Tensor]:
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Gradients, taken away meanwhile, and buffers are afterwards as they were."""
     kept = [(p, p.grad) for p in model.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     for parameter, _ in kept:
         parameter.grad = None
     try:
@@ -107,8 +117,9 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient in kept:
             parameter.grad = gradient
-        for buffer, value in buffers:
+        for module, name, buffer, value in buffers:
             buffer.copy_(value)
+            module._buffers[name] = buffer  # a module may put another in its place
 
 
 def _cosine(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:

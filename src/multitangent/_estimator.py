@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from multitangent._assessment import Assessment, assess
 from multitangent._batch import Part, shapes, whole
@@ -18,7 +19,7 @@ from multitangent._compiled import CompiledStep, Step, compiled_step
 from multitangent._diagnostics import Diagnostics, diagnose
 from multitangent._per_sample_loss import PerSampleLoss
 from multitangent.aggregation import Aggregator, Projection
-from multitangent.dual import record_fallbacks
+from multitangent.dual import Statistics, record_fallbacks
 from multitangent.perturbation import (
     Activations,
     Line,
@@ -89,15 +90,19 @@ class GradientEstimator(ABC):
             RuntimeError: Inside ``torch.inference_mode()``.
             ValueError: If a loss, a directional derivative or a Gram matrix is not finite.
         """
-        refuse_inference_mode()
-        if [p.requires_grad for p in self._parameters] != self._trainable:
-            self._bind()
-        batch = whole(inputs, target)
+        batch = self._accepted(inputs, target)
         with record_fallbacks() as fallbacks:
             losses, combined, gram = self._one_step(batch)
         self._last_step = combined, gram, fallbacks
         self.step += 1
         return losses.sum() * self._per_sample.scale(batch.size)
+
+    def _accepted(self, inputs: Any, target: Any) -> Part:
+        """The batch, once the sites are those of what is trainable now."""
+        refuse_inference_mode()
+        if [p.requires_grad for p in self._parameters] != self._trainable:
+            self._bind()
+        return whole(inputs, target)
 
     def _one_step(self, batch: Part) -> Step:
         """One step, compiled if that is wanted and possible."""
@@ -251,9 +256,11 @@ class GradientEstimator(ABC):
             >>> found.captured["Normal(num_tangents=4)"] < 0.999 < found.captured["all"]
             True
         """
-        refuse_inference_mode()
-        batch = whole(inputs, target)
-        return assess(self, self._setting(batch), batch)
+        batch = self._accepted(inputs, target)
+        with record_fallbacks():
+            return assess(self, self._setting(batch), batch)
+
+    _statistics: Statistics = "hold"  # what batch normalisation does along tangents
 
     @abstractmethod
     def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
@@ -280,7 +287,12 @@ class GradientEstimator(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.seed, self.step = int(state["seed"]), int(state["step"])
-        self._source.load_state_dict(state.get("tangents", {}))
+        device = self._parameters[0].device
+
+        def here(value: Any) -> Any:  # counts stay where optimisers keep them
+            return value.to(device) if isinstance(value, Tensor) and value.ndim else value
+
+        self._source.load_state_dict(pytree.tree_map(here, dict(state.get("tangents", {}))))
 
     def __repr__(self) -> str:
         loss = (

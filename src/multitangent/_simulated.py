@@ -47,6 +47,7 @@ class SimulatedGradient(GradientEstimator):
                 f"`statistics` should be one of {list(_STATISTICS)}. Found {statistics!r}."
             )
         self.statistics = statistics
+        self._statistics = _STATISTICS[statistics]
 
     def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
-        return sweep.backpropagate(_STATISTICS[self.statistics])
+        return sweep.backpropagate(self._statistics)

@@ -11,8 +11,9 @@ from multitangent import Best, ControlVariate, Mean, Projection, Rescaled, Sum
 
 AGGREGATORS = [
     Sum(), Mean(), Projection(), Best(1), Best(3), Rescaled(Mean()), Rescaled(Projection()),
-    ControlVariate(0.1),
+    ControlVariate(0.1), ControlVariate(),
 ]  # fmt: skip
+OF_ONE_SAMPLE = AGGREGATORS[:-1]  # the last sets its gain by how many samples there are
 
 
 def draw(num_tangents, dimension, seed, kind="independent"):
@@ -149,7 +150,7 @@ def test_pinned_values():
         torch.testing.assert_close(aggregator(gram, jvps), torch.tensor(expected).double())
 
 
-@pytest.mark.parametrize("aggregator", AGGREGATORS, ids=repr)
+@pytest.mark.parametrize("aggregator", OF_ONE_SAMPLE, ids=repr)
 def test_samples_are_independent(aggregator):
     generator = torch.Generator().manual_seed(1)
     tangents = torch.randn(5, 4, 7, dtype=torch.float64, generator=generator)  # [B, K, n]
@@ -259,16 +260,34 @@ def test_the_gain_that_sets_itself_counts_the_dimensions_that_matter(shape):
     expected = 1 / (1 + dimension / (0.1 * count * samples))
     found = ControlVariate()(gram, jvps, dimension=30) * count / jvps
     torch.testing.assert_close(found, expected.expand_as(found), rtol=0.02, atol=0)
-    shared = ControlVariate()(torch.eye(2), torch.ones(2, 5), dimension=30)  # clamped to n
-    torch.testing.assert_close(shared, torch.full_like(shared, 0.5 / (1 + 30 / 0.2)))
+    # Shared by all samples: the error is that of one, with a batch axis or without.
+    own = gram[:1].expand(5, -1, -1)
+    for one, informed in ((own, None), (own[0], None)):
+        found = ControlVariate()(one, jvps[:, :5], dimension=30, informed=informed)
+        pairs = (own[0].square().sum() - own[0].diagonal().square().sum()) / (count * (count - 1))
+        dimension = (own[0].diagonal().mean() ** 2 / pairs).clamp(max=30)
+        gain = 1 / (1 + dimension / count)
+        torch.testing.assert_close(found, gain / count * jvps[:, :5])
 
 
 def test_a_gain_that_sets_itself_needs_two_tangents_or_the_dimension():
     gram, jvps = torch.eye(2), torch.ones(2)
     found = ControlVariate()(gram, jvps, dimension=4, informed=[True, False])
-    torch.testing.assert_close(found, torch.tensor([1.0, 1 / (1 + 4 / 0.1)]).double())
-    with pytest.raises(ValueError, match="`dimension` should be given for a single random tangent"):
-        ControlVariate()(gram, jvps, informed=[True, False])
+    torch.testing.assert_close(found, torch.tensor([1.0, 1 / (1 + 4)]).double())
+    message = "`dimension` should be given for gain='auto' and a single random tangent"
+    for informed in ([True, False], None):  # the two are orthogonal
+        with pytest.raises(ValueError, match=message):
+            ControlVariate()(gram, jvps, informed=informed)
+
+
+def test_orthogonal_and_zero_tangents_do_not_upset_the_gain():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(50, 6, 6, dtype=torch.float64, generator=generator))[0]
+    for tangents in (6**0.5 * basis[:, :3], 0 * basis[:, :3]):
+        found = ControlVariate()(tangents @ tangents.mT, torch.ones(3, 50), dimension=6)
+        shared = not tangents.any()
+        gain = 1 / (1 + 6 / 3) if shared else 1 / (1 + 6 / (3 * 50 * 0.1))
+        torch.testing.assert_close(found, torch.full_like(found, gain / 3))
 
 
 def test_as_many_words_on_guesses_as_tangents():

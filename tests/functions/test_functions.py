@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from multitangent import (
+    ControlVariate,
     Feedback,
     Mean,
     Normal,
@@ -142,6 +143,12 @@ def test_the_previous_gradient_of_a_function_is_a_tangent():
 def test_functions_have_no_output_to_learn_from():
     estimate = Estimate(Normal(2) + Feedback(), Projection())
     with pytest.raises(ValueError, match="should not depend on a model's output"):
+        descend(FUNCTIONS["sphere"], 4, estimate, torch.tensor([0.1]))
+
+
+def test_gains_that_count_trajectories_are_refused():
+    estimate = Estimate(Normal(2) + Previous(), ControlVariate())
+    with pytest.raises(ValueError, match=r"how many trajectories .* Try ControlVariate\(0.1\)"):
         descend(FUNCTIONS["sphere"], 4, estimate, torch.tensor([0.1]))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from multitangent.aggregation._aggregator import Aggregator, Measured
 from multitangent.aggregation._projection import Projection
 
+_ROUNDING = 1e-20  # of squared products
 _COMMON = 0.1  # |mean m|^2 / mean |m|^2 over the samples, for want of a measurement
 
 
@@ -29,14 +30,16 @@ class ControlVariate(Aggregator):
 
     Args:
         gain: The share of the missed part that comes back in the mean, above 0 and at most 1.
-            ``"auto"`` is ``1 / (1 + n / (0.1 K B))`` for B samples with tangents of their own (1
-            for shared ones): the gain of least error if a tenth of what samples miss is common to
-            them. In place of n it takes the dimension that the random tangents act as if they had,
-            ``|v|^4 / <v, w>^2`` in the mean over them.
+            ``"auto"`` is the gain of least error for the mean of B samples, ``1 / (1 + n/(K B c))``
+            for tangents of their own, if a tenth of what samples miss is common to them: c is 0.1,
+            and 1/B where that is more. For random tangents that all samples share it is that of one
+            sample, ``1 / (1 + n/K)``. In place of n it takes the dimension that the random tangents
+            act as if they had, ``|v|^4 / <v, w>^2`` in the mean over them. So the coefficients of a
+            sample depend on how many there are.
 
     Raises:
-        ValueError: If `gain` is out of range; when called, if ``"auto"`` has a single random
-            tangent and `dimension` is not given.
+        ValueError: If `gain` is out of range; when called, if ``"auto"`` can not tell the dimension
+            from the random tangents, such as a single one, and `dimension` is not given.
 
     Examples:
         The first of three tangents is a guess:
@@ -73,8 +76,11 @@ class ControlVariate(Aggregator):
         if self.gain != "auto":
             return self.gain
         gram = measured.take(random).gram  # [1 or B, K, K]
-        noise = _effective_dimension(gram, measured.dimension) / gram[..., 0].numel()
-        return 1 / (1 + noise / _COMMON)
+        shared = torch.allclose(gram, gram[:1], rtol=1e-9, atol=0)
+        samples = 1 if shared else len(gram)
+        common = max(_COMMON, 1 / samples)
+        dimension = _effective_dimension(gram[:samples], measured.dimension)
+        return 1 / (1 + dimension / (len(random) * samples * common))
 
     def _held(self, measured: Measured, guesses: list[int], taken: Tensor) -> Tensor:
         """Coefficients of the guesses for what they hold of the gradient less ``V^T taken``."""
@@ -90,16 +96,18 @@ def _effective_dimension(gram: Tensor, dimension: int | None) -> Tensor | float:
 
     ``|v|^2`` has the mean tr S, and ``<v, w>^2`` of independent ones tr S^2.
     """
-    count = gram.shape[-1]
     lengths = gram.diagonal(dim1=-2, dim2=-1)
-    if count > 1:
-        pairs = gram.square().sum() - lengths.square().sum()
-        found = lengths.mean().square() * len(gram) * count * (count - 1) / pairs
+    pairs = gram - torch.diag_embed(lengths)
+    products = pairs.square().sum() / (len(gram) * max(lengths.shape[-1] - 1, 1))
+    # Of a single tangent, of orthogonal and of zero ones there is nothing to be told.
+    if products > _ROUNDING * lengths.square().sum() / len(gram):
+        found = lengths.mean().square() * lengths.shape[-1] / products
         return found if dimension is None else found.clamp(max=dimension)
     if dimension is None:
         raise ValueError(
-            "`dimension` should be given for a single random tangent and gain='auto'. Found none. "
-            "Try dimension=n, the number of perturbed scalars, or a number for the gain."
+            "`dimension` should be given for gain='auto' and a single random tangent, or several "
+            "that are orthogonal. Found none. Try dimension=n, the number of perturbed scalars, or "
+            "a number for the gain."
         )
     return dimension
 

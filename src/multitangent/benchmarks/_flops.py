@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from multitangent.dual._kernels import _onednn_linear
 
@@ -18,7 +19,6 @@ def count_flops(step: Callable[[], object]) -> int:
     count.
 
     Examples:
-        >>> import torch
         >>> a = torch.ones(2, 3)
         >>> count_flops(lambda: a @ a.T)
         24
@@ -26,6 +26,16 @@ def count_flops(step: Callable[[], object]) -> int:
     with _Counter() as counter:
         step()
     return counter.total
+
+
+_aten = torch.ops.aten
+_FORWARD = _aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = _aten._scaled_dot_product_flash_attention_for_cpu_backward
+_ATTENTION: dict[Any, Callable[..., int]] = {  # of query, key and value
+    _FORWARD: sdpa_flop_count,
+    _BACKWARD: sdpa_backward_flop_count,
+}
+_TENSORS = {_FORWARD: 3, _BACKWARD: 4}  # the backward's first is the output's gradient
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -38,7 +48,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
-        if packet in flop_registry:
+        if packet in _ATTENTION:
+            self.total += _ATTENTION[packet](*(x.shape for x in args[: _TENSORS[packet]]))
+        elif packet in flop_registry:
             self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
         elif packet is _onednn_linear:
             x, weight = args[:2]

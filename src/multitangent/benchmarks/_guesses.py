@@ -8,20 +8,14 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from multitangent._forward_gradient import ForwardGradient
-from multitangent.aggregation import ControlVariate
 from multitangent.benchmarks._case import Case, make_case, make_gradient
 from multitangent.benchmarks._flops import count_flops
 from multitangent.benchmarks._timing import interleaved
 from multitangent.benchmarks.config import BenchConfig
-from multitangent.perturbation import Activations
-from multitangent.tangents import Balanced, Feedback, LocalLoss, Normal, Radial, TangentSource
+from multitangent.training._gradients import build_gradient
+from multitangent.training.config import TrainConfig
 
-_SOURCES: dict[str, TangentSource] = {
-    "feedback": Balanced(Normal(2)) + Feedback() + Radial(),
-    "local losses": Balanced(Normal(2)) + LocalLoss() + Radial(),
-    "both, per layer": Balanced(Normal(2)) + Feedback(4) + LocalLoss() + Radial(),
-}
+_COUNTS = {"feedback": 4, "local": 4, "informed": 8}  # of the gradients of `multitangent train`
 
 
 def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
@@ -36,7 +30,7 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
     steps: dict[str, tuple[int, Callable[[], object]]] = {
         "backpropagation": (0, case.backpropagation),
         **{f"{k} random": (k, _random(config, case, k)) for k in config.counts},
-        **{name: (s.num_tangents, _guessing(config, case, s)) for name, s in _SOURCES.items()},
+        **{name: (k, _guessing(config, case, name, k)) for name, k in _COUNTS.items()},
     }
     times = interleaved(
         {name: step for name, (_, step) in steps.items()}, config.repeats, case.model.zero_grad
@@ -56,7 +50,7 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
             "ms": round(median(times[name]), 3),
             "ratio_to_backpropagation": round(ratios[name], 3),
             "random_tangents_of_equal_time": _equal(known, ratios[name])
-            if name in _SOURCES
+            if name in _COUNTS
             else None,
         }
         for name, (count, _) in steps.items()
@@ -67,11 +61,10 @@ def _random(config: BenchConfig, case: Case, count: int) -> Callable[[], object]
     return case.step(make_gradient(replace(config, num_tangents=count), case))
 
 
-def _guessing(config: BenchConfig, case: Case, source: TangentSource) -> Callable[[], object]:
-    perturb = Activations(share="sample", output="exact")
-    return case.step(
-        ForwardGradient(case.model, case.loss, source, ControlVariate(), perturb, config.seed)
-    )
+def _guessing(config: BenchConfig, case: Case, name: str, count: int) -> Callable[[], object]:
+    chosen = TrainConfig(gradient=name, num_tangents=count, seed=config.seed)  # type: ignore[arg-type]
+    gradient = build_gradient(chosen, case.model, case.loss)
+    return lambda: gradient(case.x, case.y)
 
 
 def _equal(known: list[tuple[int, float]], ratio: float) -> float | None:

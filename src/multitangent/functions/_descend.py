@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multitangent._coefficients import combination
-from multitangent.aggregation import Aggregator
+from multitangent.aggregation import Aggregator, ControlVariate
 from multitangent.dual import DualTensor
 from multitangent.functions._functions import Function
 from multitangent.learning_rate import StepRule
@@ -45,7 +45,8 @@ class Estimate:
         aggregator: How the directional derivatives are combined.
 
     Raises:
-        ValueError: If tangents depend on a model's output, of which a function has none.
+        ValueError: If tangents depend on a model's output, of which a function has none; if the
+            aggregator sets its gain by the number of samples.
     """
 
     tangents: TangentSource
@@ -58,6 +59,11 @@ class Estimate:
             raise ValueError(
                 "`tangents` should not depend on a model's output, of which a function has none. "
                 f"Found {self.tangents!r}. Try Normal(2) + Previous()."
+            )
+        if isinstance(self.aggregator, ControlVariate) and self.aggregator.gain == "auto":
+            raise ValueError(
+                "`aggregator` should not depend on how many trajectories run at once. Found "
+                f"{self.aggregator!r}. Try ControlVariate(0.1)."
             )
         return replace(self, tangents=source)
 

@@ -152,9 +152,9 @@ class ActivationSweep:
         self._pull_locally(self._true_by_name(statistics))
         return losses
 
-    def true_gradients(self) -> dict[str, Tensor]:
+    def true_gradients(self, statistics: Statistics) -> dict[str, Tensor]:
         self.record()
-        return self._true_by_name("hold")
+        return self._true_by_name(statistics)
 
     def _true_by_name(self, statistics: Statistics) -> dict[str, Tensor]:
         return dict(zip(self.tangents.blocks, self._true_gradients(statistics), strict=True))

@@ -171,11 +171,8 @@ class Sweep(Protocol):
     def backpropagate(self, statistics: Statistics) -> tuple[Tensor, Tensor]:
         """The same from backpropagation."""
 
-    def true_gradients(self) -> dict[str, Tensor]:
-        """What `pull` returns where the estimate is exact, by backpropagation.
-
-        Batch normalisation has its statistics held constant, as along tangents.
-        """
+    def true_gradients(self, statistics: Statistics) -> dict[str, Tensor]:
+        """What `pull` returns where the estimate is exact, by backpropagation."""
 
     def pull(self, coefficients: Tensor) -> dict[str, Tensor]:
         """Combine the tangents and add the gradient to ``.grad`` of the parameters.

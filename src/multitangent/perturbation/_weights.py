@@ -132,8 +132,8 @@ class _WeightSweep:
         with self._setting.part_of_batch(self._batch, "update", recorded=self._recorded):
             call_model(self._setting.model, self._batch.inputs)
 
-    def true_gradients(self) -> dict[str, Tensor]:
-        _, gradients = self._backpropagated("hold")
+    def true_gradients(self, statistics: Statistics) -> dict[str, Tensor]:
+        _, gradients = self._backpropagated(statistics)
         return {
             name: (torch.zeros_like(self._parameters[name]) if g is None else g).unsqueeze(0)
             for name, g in zip(self._parameters, gradients, strict=True)

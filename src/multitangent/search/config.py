@@ -87,6 +87,11 @@ class SearchConfig(_Settings):
                 "`gradient` should be one without guesses for functions, or previous. Found "
                 f"{self.gradient}. Try --gradient projection."
             )
+        if self.function is not None and self.gradient == "previous" and self.num_tangents < 2:
+            raise ConfigError(
+                "`num_tangents` should be at least 2 for previous: the last gradient and others at "
+                f"random. Found {self.num_tangents}. Try --num-tangents 4."
+            )
 
     def resolved(self) -> SearchConfig:
         """Returns an equal configuration in which the folder is filled in."""

@@ -23,7 +23,8 @@ class Balanced(TangentSource):
     gradient of a vision transformer is the class token's; tangents of one length everywhere measure
     little but noise. Balanced ones act as if there were fewer dimensions, ``sum sigma^2`` in place
     of n: random guesses have that much less noise, and `Feedback` learns that much faster. Values
-    without positions, such as those of a linear layer, keep the tangents that they had.
+    without positions, such as those of a linear layer, keep the tangents that they had, and so do
+    weights.
 
     The mean of such forward gradients is that of the others times sigma^2: exact where the gradient
     is largest, and less where it is small.
@@ -86,7 +87,7 @@ class _Sizes(TangentSource):
     def draw(self, request: Request) -> Tensor:
         rows = self.inner.draw(request)
         squares = self.squares.get(request.name)
-        if squares is None or squares.numel() == 1 or not squares.any():
+        if request.batch is None or squares is None or squares.numel() == 1 or not squares.any():
             return rows
         spread = self.options.spread
         mixed = (1 - spread) * squares + spread * squares.mean()

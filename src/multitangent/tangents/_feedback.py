@@ -26,14 +26,16 @@ class Feedback(InformedSource):
         ``B(z) = sum_c softmax(z)_c B_c``.
 
     The matrices are learned from the random tangents beside them. Each random tangent v of a step
-    has brought its ``J v`` to the model's output, and with p = softmax(z) and m = n / lambda the
-    effective dimension of the tangents (lambda is their largest variance over the mean one)
+    has brought its ``J v`` to the model's output, and with p = softmax(z) and m = n / lambda (where
+    lambda is the tangents' largest variance at a position over their mean one)
 
-        ``B_c <- B_c + rate / (m + M) m / |v|^2 sum p_c / |p|^2 (J v - B(z) v) v^T``,
+        ``B_c <- B_c + rate m / (m + M) sum p_c / |p|^2 (J v - B(z) v) v^T / |v|^2``,
 
-    over the step's M random tangents, is a step of normalised least mean squares, stable for any M
-    up to a rate of 1. With ``share="sample"`` every sample brings tangents of its own, so M = K B,
-    and the matrices are known within a few steps; with ``share="batch"`` M = K.
+    over the step's M random tangents, is a step of normalised least mean squares. For tangents of
+    independent random entries it is stable for any M up to a rate of 1. With ``share="sample"``
+    every sample brings tangents of its own, so M = K B, and the matrices are known within a few
+    steps; with ``share="batch"`` M = K. Tangents that samples repeat, as those of `StandardBasis`,
+    are none to learn from. The softmax is over all numbers of a sample's output.
 
     Nothing is sent backwards from site to site: the error goes from the output to all sites at
     once, as in direct feedback alignment (Nokland 2016), and the weights of other layers are not
@@ -104,12 +106,13 @@ class _LearnedFeedback(Learner[Feedback]):
     def _gates(self, request: Request) -> Tensor:
         """The weights of the matrices, which sum to 1: ``[b, gates]``."""
         assert request.output is not None
-        output = request.output.flatten(1)
+        output = request.output.reshape(len(request.output), -1)
         return output.softmax(1) if self.options.gated else output.new_ones(len(output), 1)
 
     def _gated(self, request: Request, error: Tensor) -> Tensor:
         """Errors ``[b, outputs]``, weighted for every matrix: ``[b, gates * outputs]``."""
-        return (self._gates(request).unsqueeze(2) * error.flatten(1).unsqueeze(1)).flatten(1)
+        errors = error.reshape(len(error), 1, -1)
+        return (self._gates(request).unsqueeze(2) * errors).flatten(1)
 
     @torch.no_grad()
     def learn(self, lesson: Lesson) -> None:
@@ -128,7 +131,8 @@ class _LearnedFeedback(Learner[Feedback]):
             for name, rows in lesson.tangents.items()
         }
         vectors = {name: rows.flatten(2) for name, rows in drawn.items()}  # [K, 1 or b, n]
-        answers = responses[random].flatten(2).to(next(iter(vectors.values())).dtype)
+        answers = responses[random].reshape(len(random), responses.shape[1], -1)
+        answers = answers.to(next(iter(vectors.values())).dtype)
         gates = self._gates(next(iter(requests.values()))).to(answers.dtype)  # [b, gates]
         predicted = [v @ self._matrix(n, v, gates, answers).mT for n, v in vectors.items()]
         count, outputs = gates.shape[1], answers.shape[2]

@@ -9,7 +9,8 @@ def mean_square(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The mean squared entry at every position, for values ``[..., *shape]``.
 
     A position is a cell of a feature map ``[C, H, W]``, where the channels share one number, and a
-    token of a sequence ``[T, D]``; any other value has a single one.
+    token of a sequence ``[T, D]``; any other value has a single one. Shapes do not say what an axis
+    means: maps of one axis, ``[C, L]``, are taken for sequences.
 
     Returns:
         A tensor that broadcasts against `shape`.

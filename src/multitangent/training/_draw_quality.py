@@ -37,6 +37,9 @@ def draw_quality(runs: Mapping[str, "DataFrame"], path: Path, title: str = "") -
         _lines(below, run[run["quantity"] == "captured"])
         above.set_title(name)
         below.set_xlabel("Epoch")
+    values = [run.loc[run["quantity"] == "cosine", "value"].min() for run in runs.values()]
+    panels[0][0].set_ylim(min(0.0, *values) - 0.02, 1.02)  # the panels of a row share it
+    panels[1][0].set_ylim(0, 1.02)
     panels[0][0].set_ylabel("Cosine with the true gradient")
     panels[1][0].set_ylabel("Share of its squared length")
     figure.savefig(path)
@@ -51,7 +54,6 @@ def _lines(axes: Axes, table: "DataFrame") -> None:
         axes.plot(own["epoch"], own["value"], color=colour, linestyle=style, label=place)
     whole = table[table["place"] == "all"]
     axes.plot(whole["epoch"], whole["value"], color="black", linewidth=2.2, label="all")
-    axes.set_ylim(min(0.0, float(table["value"].min())), 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

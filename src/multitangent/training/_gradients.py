@@ -111,8 +111,8 @@ def guessing(
 ) -> TangentSource:
     """Returns the guesses among K tangents.
 
-    Two tangents are left to chance, if there are enough. Feedback and local losses have a tangent
-    for every layer that is guessed for, as far as the rest goes.
+    Two tangents are left to chance, if there are enough. `Feedback`, or without it `LocalLoss`, has
+    a tangent for every layer that is guessed for, as far as the rest goes.
 
     Args:
         gradient: One of `INFORMED`.

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from multitangent._assessment import Assessment
+from multitangent._conditions import NonFiniteError
 from multitangent._estimator import GradientEstimator
 from multitangent.training._files import write_csv
 from multitangent.training._module import GradientModule
@@ -19,7 +20,8 @@ class QualityFile(Callback):
 
     Quantities are `cosine`, with the true gradient, of the parameters of a site (of all for the
     place `all`), and `captured`, the share of the gradient's squared length that a source's
-    tangents hold. Backpropagation is not assessed. The rows are part of every checkpoint.
+    tangents hold. Backpropagation is not assessed, nor a batch whose values are not finite. The
+    rows are part of every checkpoint.
 
     Args:
         path: The file.
@@ -36,8 +38,12 @@ class QualityFile(Callback):
         if batch_idx > 0 or not isinstance(gradient, GradientEstimator):
             return
         images, labels = cast(tuple[Tensor, Tensor], batch)
+        try:
+            found = gradient.assess(images, labels)
+        except NonFiniteError:
+            return  # the step will say so
         epoch = trainer.current_epoch + 1
-        self.rows += [{"epoch": epoch, **row} for row in _rows(gradient.assess(images, labels))]
+        self.rows += [{"epoch": epoch, **row} for row in _rows(found)]
         write_csv(self.path, self.rows, COLUMNS)
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def is_finished(config: TrainConfig, folder: Path) -> bool:
         raise ConfigError(f"`run_dir` should be a folder. Found the file '{folder}'. Try another.")
     if not (folder / "config.toml").exists():
         return False
-    stored = TrainConfig(**tomllib.loads((folder / "config.toml").read_text(encoding="utf-8")))
+    values = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    stored = TrainConfig(**values).resolved()  # defaults that do not matter to it may have changed
     if stored.identity == config.identity and (folder / "result.json").exists():
         return True
     _check_same_run(config, stored, folder)

@@ -20,6 +20,7 @@ from multitangent.training.config import TrainConfig
 _KNOWN_WARNINGS = (
     r"Checkpoint directory .* is not empty",  # of course not, when a run is continued
     r"GPU available but not used",
+    r"Be aware that when using `ckpt_path`, callbacks used",  # a comparison has one more
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning's use of torch
 )
 

@@ -162,14 +162,18 @@ class TrainConfig(_Settings):
         needed = INFORMED[self.gradient]
         if self.num_tangents is not None and self.num_tangents < needed:
             raise ConfigError(
-                f"`num_tangents` should be at least {needed} for {self.gradient}: guesses, the "
-                f"radial one, and others at random. Found {self.num_tangents}. Try --num-tangents "
-                f"{_NUM_TANGENTS_INFORMED}."
+                f"`num_tangents` should be at least {needed} for the gradient {self.gradient}: "
+                f"guesses, the radial one, and others at random. Found {self.num_tangents}. Try "
+                f"--num-tangents {_NUM_TANGENTS_INFORMED}, or projection in its place."
+            )
+        if self.gain != "auto" and self.gain > 1:
+            raise ConfigError(
+                f"`gain` should be 'auto' or at most 1. Found {self.gain}. Try the default, 'auto'."
             )
         if self.perturb == "weights" and self.gradient != "previous":
             raise ConfigError(
-                f"`perturb` should be activations for {self.gradient}, whose guesses are of "
-                "activations. Found weights. Try --gradient previous."
+                f"`perturb` should be activations for the gradient {self.gradient}, whose guesses "
+                "are of activations. Found weights. Try previous or projection in its place."
             )
 
     @property
