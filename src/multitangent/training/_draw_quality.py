@@ -1,5 +1,6 @@
 """The quality of gradients, drawn."""
 
+import re
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
@@ -36,12 +37,12 @@ def draw_quality(runs: Mapping[str, "DataFrame"], path: Path, title: str = "") -
         _lines(above, run[run["quantity"] == "cosine"])
         _lines(below, run[run["quantity"] == "captured"])
         above.set_title(name)
-        below.set_xlabel("Epoch")
     values = [run.loc[run["quantity"] == "cosine", "value"].min() for run in runs.values()]
     panels[0][0].set_ylim(min(0.0, *values) - 0.02, 1.02)  # the panels of a row share it
     panels[1][0].set_ylim(0, 1.02)
     panels[0][0].set_ylabel("Cosine with the true gradient")
     panels[1][0].set_ylabel("Share of its squared length")
+    figure.supxlabel("Epoch", fontsize="medium")
     figure.savefig(path)
 
 
@@ -51,10 +52,24 @@ def _lines(axes: Axes, table: "DataFrame") -> None:
     for i, (place, style) in enumerate(zip(places, cycle(_STYLES))):
         own = table[table["place"] == place]
         colour = colours(0.95 * i / max(len(places) - 1, 1))
-        axes.plot(own["epoch"], own["value"], color=colour, linestyle=style, label=place)
+        axes.plot(own["epoch"], own["value"], color=colour, linestyle=style, label=_short(place))
     whole = table[table["place"] == "all"]
     axes.plot(whole["epoch"], whole["value"], color="black", linewidth=2.2, label="all")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+
+
+def _short(place: str) -> str:
+    """A source's text without its numbers; the name of a site as it is.
+
+    Examples:
+        >>> _short("Balanced(inner=Normal(num_tangents=2), decay=0.9) #2"), _short("layer.1")
+        ('Balanced(Normal) #2', 'layer.1')
+    """
+    text, mark, count = place.partition(" #")
+    names = re.findall(r"\w+(?=\()", text)
+    if not names:
+        return place
+    return names[0] + "".join(f"({name})" for name in names[1:]) + mark + count
