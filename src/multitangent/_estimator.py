@@ -289,8 +289,10 @@ class GradientEstimator(ABC):
         self.seed, self.step = int(state["seed"]), int(state["step"])
         device = self._parameters[0].device
 
-        def here(value: Any) -> Any:  # counts stay where optimisers keep them
-            return value.to(device) if isinstance(value, Tensor) and value.ndim else value
+        def here(value: Any) -> Any:  # a copy; counts stay where optimisers keep them
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device if value.ndim else value.device, copy=True)
 
         self._source.load_state_dict(pytree.tree_map(here, dict(state.get("tangents", {}))))
 

@@ -104,7 +104,9 @@ def test_a_saved_state_goes_on(source):
     trained(ForwardGradient(second_model, LOSS, source, ControlVariate()), x, y, 3)
     second = ForwardGradient(second_model, LOSS, source, ControlVariate())
     second.load_state_dict(state)
+    before = repr(state)
     trained(second, x, y, 3)
+    assert repr(state) == before  # what was loaded is a copy
     found, expected = ([p.detach() for p in m.parameters()] for m in (second_model, whole))
     assert relative_error(found, expected) <= 1e-12
 

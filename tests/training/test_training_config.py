@@ -107,6 +107,12 @@ def test_toml_round_trip(preset: TrainConfig) -> None:
     assert TrainConfig(**tomllib.loads(to_toml(config))) == config
 
 
+def test_the_folders_of_a_comparison_have_the_names_of_its_runs() -> None:
+    for run in CompareConfig(run_dir=Path("here")).runs():
+        assert run.run_dir == Path("here", run.label)
+        assert "None" not in run.label
+
+
 def test_runs_of_a_comparison_differ_in_the_gradient_only() -> None:
     for preset in COMPARE.values():
         runs = replace(preset, num_tangents=4, seed=7).resolved().runs()

@@ -34,19 +34,19 @@ def draw_quality(runs: Mapping[str, "DataFrame"], path: Path, title: str = "") -
         figure.suptitle(title)
     for column, (name, run) in enumerate(runs.items()):
         above, below = panels[0][column], panels[1][column]
-        _lines(above, run[run["quantity"] == "cosine"])
-        _lines(below, run[run["quantity"] == "captured"])
+        _lines(above, run[run["quantity"] == "cosine"], "parameters of site")
+        _lines(below, run[run["quantity"] == "captured"], "span of")
         above.set_title(name)
     values = [run.loc[run["quantity"] == "cosine", "value"].min() for run in runs.values()]
     panels[0][0].set_ylim(min(0.0, *values) - 0.02, 1.02)  # the panels of a row share it
     panels[1][0].set_ylim(0, 1.02)
     panels[0][0].set_ylabel("Cosine with the true gradient")
-    panels[1][0].set_ylabel("Share of its squared length")
-    figure.supxlabel("Epoch", fontsize="medium")
+    panels[1][0].set_ylabel("Share of its squared length captured")
+    figure.supxlabel("Epoch, at its beginning", fontsize="medium")
     figure.savefig(path)
 
 
-def _lines(axes: Axes, table: "DataFrame") -> None:
+def _lines(axes: Axes, table: "DataFrame", title: str) -> None:
     places = [place for place in table["place"].unique() if place != "all"]
     colours = matplotlib.colormaps["viridis"]
     for i, (place, style) in enumerate(zip(places, cycle(_STYLES))):
@@ -58,7 +58,15 @@ def _lines(axes: Axes, table: "DataFrame") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    axes.legend(
+        fontsize=7,
+        frameon=False,
+        ncols=3,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.1),
+        title=title,
+        title_fontsize=7,
+    )
 
 
 def _short(place: str) -> str:

@@ -223,7 +223,7 @@ class CompareConfig(_Settings):
         shared = {field.name: getattr(self, field.name) for field in fields(_Settings)}
         runs = (TrainConfig(**shared, gradient=name, resume=True) for name in self.gradients)
         return tuple(
-            replace(run, run_dir=self.run_dir and self.run_dir / run.label).resolved()
+            replace(run, run_dir=self.run_dir and self.run_dir / run.resolved().label).resolved()
             for run in runs
         )
 
