@@ -10,7 +10,7 @@ from torch import nn
 
 from models_for_tests import gradients, relative_error
 from multitangent import Activations, ForwardGradient, Normal, SimulatedGradient, StandardBasis
-from multitangent.benchmarks._baselines import PythonLoop, VmapJvp
+from multitangent_lab.benchmarks._baselines import PythonLoop, VmapJvp
 
 LOSS = nn.CrossEntropyLoss()
 PERTURB = ["weights", "activations", Activations(share="sample"), Activations(recompute=True)]

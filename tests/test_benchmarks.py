@@ -8,16 +8,16 @@ import json
 import pytest
 import torch
 
-from multitangent.benchmarks._case import make_case, make_gradient
-from multitangent.benchmarks._command import run_bench
-from multitangent.benchmarks._curves import curve_of_cosines
-from multitangent.benchmarks._flops import count_flops
-from multitangent.benchmarks._guesses import _equal
-from multitangent.benchmarks._memory import measure_memory
-from multitangent.benchmarks._push import share_after_first_site
-from multitangent.benchmarks._statistics import compare_statistics
-from multitangent.benchmarks.config import BenchConfig
-from multitangent.training import ConfigError
+from multitangent_lab.benchmarks._case import make_case, make_gradient
+from multitangent_lab.benchmarks._command import run_bench
+from multitangent_lab.benchmarks._curves import curve_of_cosines
+from multitangent_lab.benchmarks._flops import count_flops
+from multitangent_lab.benchmarks._guesses import _equal
+from multitangent_lab.benchmarks._memory import measure_memory
+from multitangent_lab.benchmarks._push import share_after_first_site
+from multitangent_lab.benchmarks._statistics import compare_statistics
+from multitangent_lab.benchmarks.config import BenchConfig
+from multitangent_lab.training import ConfigError
 
 SMALL = {"width": 8, "batch": 4, "num_tangents": 2, "repeats": 2, "device": "cpu"}
 
@@ -104,7 +104,7 @@ def test_memory_counts_the_parameters():
 
 
 def test_statistics_are_compared_with_the_true_gradient(monkeypatch):
-    monkeypatch.setattr("multitangent.benchmarks._statistics.STEPS", (0,))
+    monkeypatch.setattr("multitangent_lab.benchmarks._statistics.STEPS", (0,))
     found = compare_statistics(BenchConfig(model="resnet18", batch=4, device="cpu"))
     assert found["cosine_coupled"] == [1.0]
     assert 0.3 < found["cosine_frozen"][0] < 1.0

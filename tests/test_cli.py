@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from multitangent.cli import commands, main, parse
-from multitangent.training import TrainConfig, train
+from multitangent_lab.cli import commands, main, parse
+from multitangent_lab.training import TrainConfig, train
 
 SMALL = ["--width", "8", "--num-tangents", "4", "--batch-size", "128", "--device", "cpu"]
 
@@ -30,7 +30,7 @@ def one_thread() -> Iterator[None]:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "multitangent.cli", *arguments]
+    return [sys.executable, "-m", "multitangent_lab.cli", *arguments]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_parsing_loads_neither_torch_nor_lightning() -> None:
     code = (
-        "import sys; from multitangent.cli import parse; parse(['train', '--preset', 'paper']);"
+        "import sys; from multitangent_lab.cli import parse; parse(['train', '--preset', 'paper']);"
         "print({'torch', 'lightning', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -22,7 +22,7 @@ from multitangent import (
     Weights,
 )
 from multitangent._batch import whole
-from multitangent.models import resnet18, vision_transformer
+from multitangent_lab.models import resnet18, vision_transformer
 
 LOSS = nn.CrossEntropyLoss()
 PERTURBATIONS = [

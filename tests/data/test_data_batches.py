@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multitangent.data import Batches, DataError, Split
+from multitangent_lab.data import Batches, DataError, Split
 
 
 @pytest.fixture

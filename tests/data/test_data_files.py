@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from data_files import Server, md5
 
-from multitangent.data import DataError, load_dataset
-from multitangent.data._files import Archive, Source, data_directory, read_files
+from multitangent_lab.data import DataError, load_dataset
+from multitangent_lab.data._files import Archive, Source, data_directory, read_files
 
 CONTENT = {"one.bin": b"1" * 5000, "two.bin": b"2" * 7000}
 
@@ -244,6 +244,6 @@ def test_missing_package_says_what_to_install(
 
 def test_import_is_light() -> None:
     heavy = "{'sklearn', 'pooch', 'requests', 'pandas', 'lightning'}"
-    code = f"import sys, multitangent.data; print({heavy} & set(sys.modules))"
+    code = f"import sys, multitangent_lab.data; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "set()\n", result.stderr

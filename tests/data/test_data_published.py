@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from multitangent.data import _raw as raw
-from multitangent.data import load_dataset
-from multitangent.data._files import Source
+from multitangent_lab.data import _raw as raw
+from multitangent_lab.data import load_dataset
+from multitangent_lab.data._files import Source
 
 BESIDE = Path(__file__).parents[3] / "shared" / "data"
 

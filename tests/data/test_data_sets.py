@@ -9,10 +9,10 @@ import torch
 from data_files import Server, idx_files, md5
 from torch import Tensor
 
-from multitangent.data import DATASET_NAMES, DataError, Dataset, Split, load_dataset
-from multitangent.data import _raw as raw
-from multitangent.data._files import Source
-from multitangent.data._holdout import holdout
+from multitangent_lab.data import DATASET_NAMES, DataError, Dataset, Split, load_dataset
+from multitangent_lab.data import _raw as raw
+from multitangent_lab.data._files import Source
+from multitangent_lab.data._holdout import holdout
 
 
 def install(

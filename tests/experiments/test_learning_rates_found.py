@@ -5,12 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from multitangent.experiments import function_rates, network_rates, samplers
-from multitangent.experiments._reference import Reference, reference_rates
-from multitangent.experiments._store import Store
-from multitangent.experiments.function_rates import Case, run
-from multitangent.experiments.network_rates import Network
-from multitangent.functions import FUNCTIONS
+from multitangent_lab.experiments import function_rates, network_rates, samplers
+from multitangent_lab.experiments._reference import Reference, reference_rates
+from multitangent_lab.experiments._store import Store
+from multitangent_lab.experiments.studies.function_rates import Case, run
+from multitangent_lab.experiments.studies.network_rates import Network
+from multitangent_lab.functions import FUNCTIONS
 
 QUICK = (Case("sphere", 8, 2, "mean"), Case("sphere", 8, 2, "projection"))
 

@@ -13,17 +13,17 @@ import pandas as pd
 import pytest
 import torch
 
-from multitangent.cli import main
-from multitangent.experiments import fig3, fig4, fig5, fig6, table1
-from multitangent.experiments._command import finish, run_reproduce
-from multitangent.experiments._descents import Descent
-from multitangent.experiments._experiment import Context
-from multitangent.experiments._looks import GRADIENTS
-from multitangent.experiments._published_rates import published_rate
-from multitangent.experiments._store import Store
-from multitangent.experiments._training import mean_test_errors, results, run, training
-from multitangent.experiments.config import ReproduceConfig
-from multitangent.training import ConfigError
+from multitangent_lab._looks import GRADIENTS
+from multitangent_lab.cli import main
+from multitangent_lab.experiments import fig3, fig4, fig5, fig6, table1
+from multitangent_lab.experiments._command import finish, run_reproduce
+from multitangent_lab.experiments._descents import Descent
+from multitangent_lab.experiments._experiment import Context
+from multitangent_lab.experiments._published_rates import published_rate
+from multitangent_lab.experiments._store import Store
+from multitangent_lab.experiments._training import mean_test_errors, results, run, training
+from multitangent_lab.experiments.config import ReproduceConfig
+from multitangent_lab.training import ConfigError
 
 TINY = [
     training("fc", "digits", gradient, count, 0, width=8, batch_size=256, epochs=3)
@@ -109,7 +109,7 @@ def test_the_searched_rate_is_chosen_by_seeds_that_are_not_reported(monkeypatch)
         values[-1, : seeds // 2] = -1
         return values, torch.zeros(len(rates), seeds)
 
-    monkeypatch.setattr("multitangent.experiments._descents._reached", reached)
+    monkeypatch.setattr("multitangent_lab.experiments._descents._reached", reached)
     rows = fig4.descents(Descent("sphere", 4, "mean", 2, None, 2, 2, 30), {})
     assert {row["learning_rate"] for row in rows} == {1e-6}
 
@@ -153,7 +153,7 @@ def test_an_interrupted_run_goes_on_as_if_never_interrupted(tiny, tmp_path, monk
     folder = tmp_path / "parts" / "fig6"
     clock = iter([0.0] * 8)  # then it is late
     with monkeypatch.context() as patch:
-        module = "multitangent.experiments._workers.monotonic"
+        module = "multitangent_lab.experiments._workers.monotonic"
         patch.setattr(module, lambda: next(clock, float("inf")))
         found = reproduce("fig6", tmp_path / "parts", budget_minutes=1e6)
     assert found["cells_run"] == 1
@@ -181,7 +181,8 @@ def test_what_diverges_later_is_tested_as_it_was_before(tmp_path, monkeypatch):
             module.optimizer.param_groups[0]["lr"] = 1e30
 
     monkeypatch.setattr(
-        "multitangent.experiments._training._Deadline.on_train_epoch_start", on_train_epoch_start
+        "multitangent_lab.experiments._training._Deadline.on_train_epoch_start",
+        on_train_epoch_start,
     )
     rows = run(TINY[1], Context(Store(tmp_path / "diverges"), device="cpu"))
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -333,7 +334,7 @@ def test_verdicts_on_figure_3():
 
 @pytest.mark.parametrize("figure", ["fig3", "fig4", "fig5"])
 def test_a_figure_that_is_not_complete_is_drawn_and_not_judged(figure, tmp_path):
-    module = import_module(f"multitangent.experiments.{figure}")
+    module = import_module(f"multitangent_lab.experiments.{figure}")
     config = ReproduceConfig(figure, quick=True, out=tmp_path)
     store = Store(config.folder(figure))
     store.work(module.cells(True, False)[:1], lambda cell: module.run(cell, Context(store)))
@@ -343,7 +344,7 @@ def test_a_figure_that_is_not_complete_is_drawn_and_not_judged(figure, tmp_path)
 
 
 def test_two_processes_share_a_figure(tmp_path):
-    command = [sys.executable, "-m", "multitangent.cli", "reproduce", "fig3", "--quick"]
+    command = [sys.executable, "-m", "multitangent_lab.cli", "reproduce", "fig3", "--quick"]
     done = subprocess.run(
         [*command, "--out", tmp_path, "--workers", "2", "--json"], capture_output=True, check=True
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multitangent.experiments._workers import experiment_of
+from multitangent_lab.experiments._workers import experiment_of
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted((ROOT / "results" / "paper").glob("*/claims.md"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from multitangent.experiments._store import Cell, OutOfTimeError, Store
+from multitangent_lab.experiments._store import Cell, OutOfTimeError, Store
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ CHILD = """
 import sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from multitangent.experiments._store import Cell, Store
+from multitangent_lab.experiments._store import Cell, Store
 
 @dataclass(frozen=True)
 class Square(Cell):

@@ -17,9 +17,9 @@ from multitangent import (
     forward_gradient,
 )
 from multitangent.aggregation import Best
-from multitangent.functions import FUNCTIONS, Estimate, Function, TrueGradient, descend
 from multitangent.learning_rate import StepRule
 from multitangent.tangents import Orthogonal, Stream
+from multitangent_lab.functions import FUNCTIONS, Estimate, Function, TrueGradient, descend
 
 F64 = torch.float64
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from multitangent import Best, Mean, Normal, Projection, Rescaled, Sum
-from multitangent.functions import FUNCTIONS, Estimate
 from multitangent.learning_rate import suggest
+from multitangent_lab.functions import FUNCTIONS, Estimate
 
 AGGREGATORS = (Sum(), Mean(), Projection(), Rescaled(Mean()), Rescaled(Projection()))
 

@@ -11,7 +11,7 @@ from torch import nn
 from models_for_tests import gradients, relative_error
 from multitangent import Activations, ForwardGradient, Normal, SimulatedGradient, StandardBasis
 from multitangent.dual import FallbackWarning
-from multitangent.models import resnet18, vision_transformer
+from multitangent_lab.models import resnet18, vision_transformer
 
 LOSS = nn.CrossEntropyLoss()
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from multitangent.models import fully_connected
+from multitangent_lab.models import fully_connected
 
 
 @pytest.mark.parametrize("width", [1, 16])

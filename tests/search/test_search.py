@@ -16,11 +16,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from multitangent.search import _search
-from multitangent.search._objectives import function_values
-from multitangent.search._search import grid, search
-from multitangent.search.config import SearchConfig
-from multitangent.training import ConfigError, TrainConfig
+from multitangent_lab.search import _search
+from multitangent_lab.search._objectives import function_values
+from multitangent_lab.search._search import grid, search
+from multitangent_lab.search.config import SearchConfig
+from multitangent_lab.training import ConfigError, TrainConfig
 
 SPHERE = {"function": "sphere", "dimension": 8, "num_tangents": 2, "low": 1e-3, "steps": 40}
 DIGITS = {"width": 8, "num_tangents": 2, "epochs": 3, "batch_size": 256, "device": "cpu"}
@@ -119,8 +119,8 @@ WORKER = [
 HELD = """
 import sys, time
 from pathlib import Path
-from multitangent.cli import main
-from multitangent.search import _search
+from multitangent_lab.cli import main
+from multitangent_lab.search import _search
 
 _search._BEAT, _search._GRACE = 1, 5
 gate, build_objective = Path(sys.argv[1]), _search.build_objective
@@ -140,7 +140,7 @@ raise SystemExit(main(sys.argv[2:]))
 
 def worker(folder: Path, *python: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, *(python or ("-m", "multitangent.cli")), *WORKER, "--run-dir", folder],
+        [sys.executable, *(python or ("-m", "multitangent_lab.cli")), *WORKER, "--run-dir", folder],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )

@@ -4,8 +4,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from multitangent.training import CompareConfig, compare, train
-from multitangent.training._curves import draw_curves
+from multitangent_lab.training import CompareConfig, compare, train
+from multitangent_lab.training._curves import draw_curves
 
 SMALL = CompareConfig(width=8, num_tangents=4, epochs=2, batch_size=256, device="cpu")
 

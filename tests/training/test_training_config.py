@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from multitangent._cli._presets import COMPARE, TRAIN
-from multitangent.data import DATASET_NAMES
-from multitangent.training import CompareConfig, ConfigError, TrainConfig
-from multitangent.training._run_folder import is_finished, to_toml
+from multitangent_lab.cli._presets import COMPARE, TRAIN
+from multitangent_lab.data import DATASET_NAMES
+from multitangent_lab.training import CompareConfig, ConfigError, TrainConfig
+from multitangent_lab.training._run_folder import is_finished, to_toml
 
 BAD = {
     "dataset": ("mnits", "`dataset` should be one of .* Found 'mnits'. Try 'mnist'"),

@@ -2,8 +2,8 @@ from typing import get_args
 
 import pytest
 
-from multitangent.training._learning_rates import default_learning_rate as rate
-from multitangent.training.config import Gradient
+from multitangent_lab.training._learning_rates import default_learning_rate as rate
+from multitangent_lab.training.config import Gradient
 
 
 def test_nearest_on_a_logarithmic_scale() -> None:

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from multitangent.models import fully_connected
-from multitangent.training import ConfigError
-from multitangent.training._optimizers import build_optimizer, optimizer_names
+from multitangent_lab.models import fully_connected
+from multitangent_lab.training import ConfigError
+from multitangent_lab.training._optimizers import build_optimizer, optimizer_names
 
 MODEL = fully_connected((1, 2, 2), 2, 3)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from multitangent.data import Batches, first_images, load_dataset
-from multitangent.training import TrainConfig, _train, train
-from multitangent.training._statistics import recalibrate
+from multitangent_lab.data import Batches, first_images, load_dataset
+from multitangent_lab.training import TrainConfig, _train, train
+from multitangent_lab.training._statistics import recalibrate
 
 
 def normalized(*_: Any, **__: Any) -> nn.Sequential:

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import Callback
 from torch.nn.functional import cross_entropy
 
-from multitangent.data import load_dataset
-from multitangent.models import fully_connected
-from multitangent.training import ConfigError, NonFiniteLoss, TrainConfig, TrainResult, train
-from multitangent.training.config import Gradient
+from multitangent_lab.data import load_dataset
+from multitangent_lab.models import fully_connected
+from multitangent_lab.training import ConfigError, NonFiniteLoss, TrainConfig, TrainResult, train
+from multitangent_lab.training.config import Gradient
 
 GRADIENTS = get_args(Gradient)
 SMALL = TrainConfig(width=8, num_tangents=4, epochs=4, batch_size=128, device="cpu")

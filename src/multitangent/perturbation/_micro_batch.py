@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from multitangent._allocator import prime
 from multitangent._batch import Part, call_model
 from multitangent.perturbation._setting import Setting
 from multitangent.perturbation._sites import Site, Visitor, observed
@@ -20,6 +19,14 @@ from multitangent.perturbation._sites import Site, Visitor, observed
 # hands out again without asking the system; on a GPU: a share of its memory.
 _CPU_BYTES = 20 * 2**20
 _GPU_SHARE = 1 / 64
+
+
+def _prime() -> None:
+    """Let glibc keep twice 32 MiB of freed memory, as it does once a tensor of 32 MiB was freed.
+
+    Its thresholds follow the largest block that was freed; no page of this one is touched.
+    """
+    torch.empty(2**25 - 2**12, dtype=torch.uint8)
 
 
 def micro_batch_size(setting: Setting, batch: Part, sites: Sequence[Site]) -> int:
@@ -32,7 +39,7 @@ def micro_batch_size(setting: Setting, batch: Part, sites: Sequence[Site]) -> in
         batch: The whole batch.
         sites: Where tangents enter; without any, they are there from the start.
     """
-    prime()
+    _prime()
     if batch.size <= 2:
         return batch.size
     few = batch.take(slice(0, 2))

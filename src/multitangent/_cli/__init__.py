@@ -1,1 +1,0 @@
-"""What the command line consists of; `multitangent.cli` puts it together."""

@@ -1,6 +1,0 @@
-"""Closed-form functions, and descent on them for many learning rates and seeds at once."""
-
-from multitangent.functions._descend import Descent, Estimate, TrueGradient, descend
-from multitangent.functions._functions import FUNCTIONS, Function
-
-__all__ = ["FUNCTIONS", "Descent", "Estimate", "Function", "TrueGradient", "descend"]

@@ -1,8 +1,0 @@
-"""The networks of the paper."""
-
-from multitangent.models._fully_connected import fully_connected
-from multitangent.models._named import build_model
-from multitangent.models._resnet import resnet18
-from multitangent.models._vision_transformer import vision_transformer
-
-__all__ = ["build_model", "fully_connected", "resnet18", "vision_transformer"]

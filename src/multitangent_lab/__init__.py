@@ -1,0 +1,1 @@
+"""The laboratory around multitangent: data, models, training, experiments, benchmarks, commands."""

@@ -1,0 +1,7 @@
+"""Runs the command `multitangent`: ``python -m multitangent_lab.cli``."""
+
+import sys
+
+from multitangent_lab.cli import main
+
+sys.exit(main())

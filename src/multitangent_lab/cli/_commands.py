@@ -1,0 +1,74 @@
+"""What each command does: from its configuration to a value that prints and turns to JSON.
+
+Imported only once there is something to do, since it loads torch and lightning.
+"""
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from multitangent_lab.cli._progress import ProgressBar, progress_bars
+from multitangent_lab.training import Comparison, TrainResult, compare, train
+from multitangent_lab.training.config import CompareConfig, TrainConfig
+
+
+def run_train(config: TrainConfig, *, json: bool) -> dict[str, Any]:
+    """Trains, and prints one line unless `json`."""
+    config = config.resolved()
+    with progress_bars() as progress:
+        result = train(config, [ProgressBar(progress, config.label)])
+    if not json:
+        print(_sentence(result))
+    return result.as_json()
+
+
+def run_compare(config: CompareConfig, *, json: bool) -> dict[str, Any]:
+    """Compares, and prints a table unless `json`."""
+    with progress_bars() as progress:
+        comparison = compare(config, lambda run: [ProgressBar(progress, run.label)])
+    if not json:
+        console = Console()
+        console.print(_table(comparison))
+        console.print(f"curves: {comparison.run_dir / 'curves.png'}", soft_wrap=True)
+    return comparison.as_json()
+
+
+def _sentence(result: TrainResult) -> str:
+    return (
+        f"test error {result.test_error:.2%}, "
+        f"validation error {result.validation_error:.2%} (epoch {result.best_epoch} of "
+        f"{result.epochs}), {result.seconds_per_epoch:.3g} s per epoch; {result.run_dir}"
+    )
+
+
+def _table(comparison: Comparison) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("gradient", no_wrap=True)
+    for name in _NUMBERS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in comparison.results:
+        ratio = comparison.time_ratio(result)
+        table.add_row(
+            result.gradient,
+            "" if result.num_tangents is None else str(result.num_tangents),
+            f"{result.learning_rate:.3g}",
+            str(result.epochs),
+            f"{result.validation_error:.2%}",
+            f"{result.test_error:.2%}",
+            f"{result.seconds_per_epoch:.3f}",
+            "" if ratio is None else f"{ratio:.2f}x",
+        )
+    return table
+
+
+_NUMBERS = (
+    "K",
+    "learning\nrate",
+    "epochs",
+    "validation\nerror",
+    "test\nerror",
+    "s per\nepoch",
+    "time\nratio",
+)

@@ -1,0 +1,313 @@
+"""Gradient descent on closed-form functions, for all learning rates and seeds at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitangent._coefficients import combination
+from multitangent.aggregation import Aggregator, ControlVariate
+from multitangent.dual import DualTensor
+from multitangent.learning_rate import StepRule
+from multitangent.tangents import Block, Lesson, Request, Stream, Tangents, TangentSource
+from multitangent_lab.functions._functions import Function
+
+
+@dataclass(frozen=True)
+class TrueGradient:
+    """The gradient itself, by backpropagation, to compare with."""
+
+    def started(self) -> TrueGradient:
+        return self
+
+    def __call__(
+        self, function: Function, points: Tensor, step: int, active: Tensor | None = None
+    ) -> Tensor:
+        with torch.enable_grad():
+            x = points.detach().requires_grad_()
+            return torch.autograd.grad(function(x).sum(), x)[0]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The forward gradient of K tangents.
+
+    Random tangents of a seed are the same at all learning rates; guesses, such as `Previous`, are
+    learned by every trajectory for itself.
+
+    Args:
+        tangents: Where the tangents come from.
+        aggregator: How the directional derivatives are combined.
+
+    Raises:
+        ValueError: If tangents depend on a model's output, of which a function has none; if the
+            aggregator sets its gain by the number of samples.
+    """
+
+    tangents: TangentSource
+    aggregator: Aggregator
+
+    def started(self) -> Estimate:
+        """One whose source has a memory, if it is to learn."""
+        source = self.tangents.started()
+        if source.sees_output:
+            raise ValueError(
+                "`tangents` should not depend on a model's output, of which a function has none. "
+                f"Found {self.tangents!r}. Try Normal(2) + Previous()."
+            )
+        if isinstance(self.aggregator, ControlVariate) and self.aggregator.gain == "auto":
+            raise ValueError(
+                "`aggregator` should not depend on how many trajectories run at once. Found "
+                f"{self.aggregator!r}. Try ControlVariate(0.1)."
+            )
+        return replace(self, tangents=source)
+
+    def __call__(
+        self, function: Function, points: Tensor, step: int, active: Tensor | None = None
+    ) -> Tensor:
+        """The estimates ``[R, S, n]`` at points ``[R, S, n]`` of R rates and S seeds.
+
+        Args:
+            function: What is differentiated.
+            points: Where.
+            step: The count of the step.
+            active: Which of all rates these are, ``[R]``, by default the first ones.
+        """
+        if any(self.tangents.informed) or self.tangents.learns:
+            which = torch.arange(len(points)) if active is None else active
+            return self._each(function, points, step, which)
+        rates, seeds, dimension = points.shape
+        request = Request(
+            Stream(0, step), 0, (dimension,), range(seeds), 0, points.dtype, points.device
+        )
+        drawn = Tangents()
+        block = Block(self.tangents, request, store=True)
+        drawn.add("x", block)
+        rows = block.rows().expand(-1, seeds, -1)  # [K, S, n]
+        values = function(DualTensor(points, rows.unsqueeze(1)))
+        assert isinstance(values, DualTensor)
+        jvps = values.tangents.expand(-1, rates, seeds)  # [K, R, S]
+        gram = drawn.gram().expand(seeds, -1, -1)
+        if rates <= _FEW:  # all problems at once
+            whole = gram.repeat(rates, 1, 1)
+            weights = self._coefficients(whole, jvps.flatten(1), dimension).view(jvps.shape)
+        else:  # one Gram matrix per seed, which all rates share
+            of_seeds = zip(gram, jvps.unbind(2), strict=True)
+            weights = torch.stack([self._coefficients(g, d, dimension) for g, d in of_seeds], 2)
+        return torch.einsum("krs,ksn->rsn", weights.to(rows.dtype), rows)
+
+    def _each(self, function: Function, points: Tensor, step: int, active: Tensor) -> Tensor:
+        """The estimates where every trajectory has tangents of its own."""
+        rates, seeds, dimension = points.shape
+        trajectories = (active.unsqueeze(1) * seeds + torch.arange(seeds)).flatten()
+        request = Request(
+            Stream(0, step),
+            0,
+            (dimension,),
+            list(range(seeds)) * rates,
+            0,
+            points.dtype,
+            points.device,
+            name="x",
+            primal=points.flatten(0, 1),
+            target=trajectories,  # as if each were a class: a memory of its own
+        )
+        drawn = Tangents()
+        drawn.add("x", Block(self.tangents, request, store=True))
+        values = function(DualTensor(points.flatten(0, 1), drawn.blocks["x"].rows()))
+        assert isinstance(values, DualTensor)
+        jvps = values.tangents.expand(-1, rates * seeds)
+        gradients = drawn.combine(self._coefficients(drawn.gram(), jvps, dimension))
+        if self.tangents.learns:
+            self.tangents.learn(Lesson({"x": request}, {}, self.tangents.informed, gradients))
+        return gradients["x"].view_as(points)
+
+    def _coefficients(self, gram: Tensor, jvps: Tensor, dimension: int) -> Tensor:
+        combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
+        return combined.coefficients
+
+
+Gradient = TrueGradient | Estimate
+
+_DIVERGED = 1e12  # times the first value
+_FEW = 32  # rates for which Gram matrices are rather repeated than taken one by one
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What descent reached, for R learning rates and S seeds.
+
+    Attributes:
+        rates: ``[R]``; where a rule set it, the last one, as the mean over the seeds.
+        best: The least value on the way, ``[R, S]``.
+        best_step: The step at which it was reached, ``[R, S]``.
+        steps: How many steps were taken, ``[R, S]``.
+        reached: The step at which the target was first reached, -1 if it was not, ``[R, S]``.
+    """
+
+    rates: Tensor
+    best: Tensor
+    best_step: Tensor
+    steps: Tensor
+    reached: Tensor
+
+
+@torch.no_grad()
+def descend(
+    function: Function,
+    dimension: int,
+    gradient: Gradient,
+    rates: Tensor | StepRule,
+    *,
+    seeds: int = 5,
+    steps: int | None = None,
+    patience: int = 50,
+    target: float = -inf,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] = lambda step, steps: None,
+) -> Descent:
+    """Gradient descent from a function's start point, R learning rates and S seeds as one batch.
+
+    Every trajectory is what it would be alone: its tangents are a function of its seed, the step
+    and nothing else. One that has not improved for `patience` steps is stopped (Section IV-B).
+
+    Args:
+        function: What is minimised.
+        dimension: n.
+        gradient: The true gradient or an estimate.
+        rates: The learning rates, ``[R]``; or a rule that sets one for each seed, R = 1.
+        seeds: S; seeds are counted from 0.
+        steps: How many steps at most, by default the function's own.
+        patience: Steps without improvement after which a trajectory is stopped.
+        target: The value to reach.
+        dtype: Of the points.
+        progress: Called now and then with the count of the step and of all steps.
+
+    Raises:
+        TypeError: If `function` or `rates` is of another kind.
+        ValueError: If a number is below 1 or a rate not positive.
+
+    Examples:
+        >>> from multitangent import Normal, Projection
+        >>> from multitangent_lab.functions import FUNCTIONS
+        >>> estimate = Estimate(Normal(4), Projection())
+        >>> found = descend(FUNCTIONS["sphere"], 16, estimate, torch.tensor([0.5, 0.05]), seeds=3)
+        >>> found.best.shape, bool((found.best < 1e-6).all())
+        (torch.Size([2, 3]), True)
+    """
+    _check_kinds(function, rates)
+    tried = torch.ones(1) if isinstance(rates, StepRule) else rates
+    _check(dimension, tried, seeds, patience, function.steps if steps is None else steps)
+    schedule = _SelfSet(function, rates) if isinstance(rates, StepRule) else _Constant(tried)
+    limit = function.steps if steps is None else steps
+    start = function.start_point(dimension, dtype)
+    points = start.expand(len(tried), seeds, -1).clone()
+    best = function(points).to(torch.float64)
+    bound = _DIVERGED * (1 + best.max().abs())
+    best_step = torch.zeros(len(tried), seeds, dtype=torch.int64)
+    taken = torch.zeros_like(best_step)
+    reached = torch.where(best <= target, 0, -1)
+    active = torch.arange(len(tried))
+    running = torch.ones(len(tried), seeds, dtype=torch.bool)
+    gradient = gradient.started()
+    for step in range(1, limit + 1):
+        update = -gradient(function, points, step, active)
+        rate = schedule(points, update, active)
+        points = torch.addcmul(points, update, rate.unsqueeze(-1).to(dtype))
+        values = function(points).to(torch.float64)
+        within = values.abs() < bound
+        points = torch.where(within.unsqueeze(-1), points, start)  # nothing there is a number
+        ran = running[active]
+        improved = ran & within & (values < best[active])
+        best[active] = torch.where(improved, values, best[active])
+        best_step[active] = torch.where(improved, step, best_step[active])
+        there = ran & within & (values <= target) & (reached[active] < 0)
+        reached[active] = torch.where(there, step, reached[active])
+        taken[active] = torch.where(ran, step, taken[active])
+        running[active] = ran & (step - best_step[active] < patience) & within
+        if step % 10 == 0:
+            progress(step, limit)
+            going = running[active].any(1)
+            if not going.all():
+                active, points = active[going], points[going]
+            if not len(active):
+                break
+    return Descent(schedule.rates(), best, best_step, taken, reached)
+
+
+class _Constant:
+    """Every trajectory's own learning rate, from beginning to end."""
+
+    def __init__(self, rates: Tensor) -> None:
+        self._rates = rates
+
+    def __call__(self, points: Tensor, update: Tensor, active: Tensor) -> Tensor:
+        return self._rates[active].unsqueeze(1)
+
+    def rates(self) -> Tensor:
+        return self._rates
+
+
+class _SelfSet:
+    """What `AutoStep` does, for every seed: a rate from slope and curvature along the updates."""
+
+    def __init__(self, function: Function, rule: StepRule) -> None:
+        self._function = function
+        self._rule = replace(rule)
+        self._update: Tensor | None = None
+        self._began = torch.zeros(())
+
+    def __call__(self, points: Tensor, update: Tensor, active: Tensor) -> Tensor:
+        if self._update is None:
+            rate = self._rule.begin(*self._along(points, update))
+        else:
+            slope, curvature = self._along(points, self._update)
+            length = self._update.double().square().sum(-1)
+            noise = torch.zeros_like(slope)
+            rate = self._rule.update(slope, curvature, length, noise, self._began)
+        self._update = update
+        self._began = self._slope(points, update)
+        return rate
+
+    def _slope(self, points: Tensor, update: Tensor) -> Tensor:
+        values: Any = self._function(DualTensor(points, update.unsqueeze(0)))
+        return values.tangents[0]
+
+    def _along(self, points: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope and curvature ``[R, S]``: forward mode over forward mode."""
+        found: Any = torch.func.jvp(lambda x: self._slope(x, update), (points,), (update,))
+        return found[0], found[1]
+
+    def rates(self) -> Tensor:
+        assert self._rule.rate is not None
+        return self._rule.rate.mean(1)
+
+
+def _check_kinds(function: object, rates: object) -> None:
+    if not isinstance(function, Function):
+        raise TypeError(
+            f"`function` should be a Function. Found {type(function).__name__}. Try "
+            'Function("name", formula, start=(1.0, 1.0)).'
+        )
+    if not isinstance(rates, Tensor | StepRule):
+        raise TypeError(
+            f"`rates` should be a tensor or a StepRule. Found {type(rates).__name__}. Try "
+            "torch.tensor([0.1])."
+        )
+
+
+def _check(dimension: int, rates: Tensor, seeds: int, patience: int, steps: int) -> None:
+    given = {"dimension": dimension, "seeds": seeds, "patience": patience, "steps": steps}
+    for name, value in given.items():
+        if value < 1:
+            raise ValueError(f"`{name}` should be at least 1. Found {value}.")
+    if rates.ndim != 1 or not len(rates) or not (rates > 0).all() or not rates.isfinite().all():
+        raise ValueError(
+            "`rates` should be a vector of positive learning rates. Found "
+            f"{rates.tolist() if rates.numel() < 10 else list(rates.shape)}."
+        )

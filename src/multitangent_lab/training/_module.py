@@ -1,0 +1,94 @@
+"""The training step, for lightning."""
+
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from multitangent import AutoStep
+from multitangent._conditions import NonFiniteError
+from multitangent_lab._errors import NonFiniteLoss
+from multitangent_lab._named_gradients import Gradient
+from multitangent_lab.data import Batches
+
+
+class GradientModule(LightningModule):
+    """Trains a classifier with any gradient, in lightning's manual optimization.
+
+    Logs `train_loss`, the mean over the epoch's samples of the loss at each step, and the loss
+    and the share of wrong answers as `validation_loss`, `validation_error`, `test_loss` and
+    `test_error`. Checkpoints contain the state of the gradient.
+
+    Args:
+        model: From images `[B, C, H, W]` to logits `[B, classes]`.
+        gradient: `ForwardGradient(model, ...)` or what behaves like it.
+        optimizer: An optimizer of the model's parameters.
+
+    Raises:
+        NonFiniteLoss: While training or validating, if the loss becomes infinite or NaN.
+    """
+
+    def __init__(self, model: nn.Module, gradient: Gradient, optimizer: Optimizer) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.gradient = gradient
+        self.optimizer = optimizer
+        self.loss = nn.CrossEntropyLoss()
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        if isinstance(self.optimizer, AutoStep):
+            return self.optimizer.rate or 0.0
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer
+
+    def on_train_epoch_start(self) -> None:
+        cast(Batches, self.trainer.train_dataloader).set_epoch(self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        optimizer = cast(Optimizer, self.optimizers())
+        optimizer.zero_grad()
+        try:
+            loss = self.gradient(*batch)
+        except NonFiniteError as error:
+            self._check_finite("train_loss", self.loss(self.model(batch[0]), batch[1]))
+            raise self._not_finite("derivatives of train_loss", "other values") from error
+        self._log("train_loss", loss, batch)
+        optimizer.step()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        self._evaluate("validation", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self.model(images)
+        self._log(f"{name}_loss", self.loss(logits, labels), batch)
+        self._log(f"{name}_error", (logits.argmax(1) != labels).float().mean(), batch)
+
+    def _log(self, name: str, value: Tensor, batch: tuple[Tensor, Tensor]) -> None:
+        self._check_finite(name, value)
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=len(batch[1]))
+
+    def _check_finite(self, name: str, value: Tensor) -> None:
+        if not value.isfinite():
+            raise self._not_finite(name, str(value.item()))
+
+    def _not_finite(self, name: str, found: str) -> NonFiniteLoss:
+        return NonFiniteLoss(
+            f"`{name}` should be finite. Found {found} in epoch {self.current_epoch + 1}, step "
+            f"{self.global_step + 1}. Try a lower --learning-rate."
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["gradient"] = self.gradient.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.gradient.load_state_dict(checkpoint["gradient"])

@@ -1,0 +1,63 @@
+"""How good a run's gradients were, epoch by epoch, beside the true ones."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from multitangent._assessment import Assessment
+from multitangent._conditions import NonFiniteError
+from multitangent._estimator import GradientEstimator
+from multitangent_lab._files import write_csv
+from multitangent_lab.training._module import GradientModule
+
+COLUMNS = ("epoch", "quantity", "place", "value")
+
+
+class QualityFile(Callback):
+    """Assesses the gradient of the first batch of every epoch, before the step: `COLUMNS`.
+
+    Quantities are `cosine`, with the true gradient, of the parameters of a site (of all for the
+    place `all`), and `captured`, the share of the gradient's squared length that a source's
+    tangents hold. Backpropagation is not assessed, nor a batch whose values are not finite. The
+    rows are part of every checkpoint.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        gradient = cast(GradientModule, pl_module).gradient
+        if batch_idx > 0 or not isinstance(gradient, GradientEstimator):
+            return
+        images, labels = cast(tuple[Tensor, Tensor], batch)
+        try:
+            found = gradient.assess(images, labels)
+        except NonFiniteError:
+            return  # the step will say so
+        epoch = trainer.current_epoch + 1
+        self.rows += [{"epoch": epoch, **row} for row in _rows(found)]
+        write_csv(self.path, self.rows, COLUMNS)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+
+def _rows(found: Assessment) -> list[dict[str, Any]]:
+    cosines = {"all": found.cosine, **found.cosines}
+    tables = {"cosine": cosines, "captured": found.captured}
+    return [
+        {"quantity": quantity, "place": place, "value": value}
+        for quantity, table in tables.items()
+        for place, value in table.items()
+    ]
