@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multitangent import Best, ControlVariate, Mean, Projection, Rescaled, Sum
+from multitangent import ControlVariate, Mean, Projection
+from multitangent.aggregation import Rescaled, Sum, TopK
 
 AGGREGATORS = [
-    Sum(), Mean(), Projection(), Best(1), Best(3), Rescaled(Mean()), Rescaled(Projection()),
+    Sum(), Mean(), Projection(), TopK(1), TopK(3), Rescaled(Mean()), Rescaled(Projection()),
     ControlVariate(0.1), ControlVariate(),
 ]  # fmt: skip
 OF_ONE_SAMPLE = AGGREGATORS[:-1]  # the last sets its gain by how many samples there are
@@ -145,7 +146,7 @@ def test_pinned_values():
         (Sum(), [7.0, 3.0]),
         (Mean(), [3.5, 1.5]),
         (Projection(), [4.0, -1.0]),
-        (Best(1), [7.0, 0.0]),
+        (TopK(1), [7.0, 0.0]),
     ]:
         torch.testing.assert_close(aggregator(gram, jvps), torch.tensor(expected).double())
 
@@ -184,8 +185,8 @@ def test_rescaled_has_the_gradients_expected_length(inner, num_tangents, dimensi
 
 def test_rescaled_needs_a_closed_form_and_the_dimension():
     gram, jvps = torch.eye(2), torch.ones(2)
-    with pytest.raises(NotImplementedError, match=r"Found Best\(num_kept=1\)"):
-        Rescaled(Best(1))(gram, jvps, dimension=4)
+    with pytest.raises(NotImplementedError, match=r"Found TopK\(num_kept=1\)"):
+        Rescaled(TopK(1))(gram, jvps, dimension=4)
     with pytest.raises(ValueError, match="`dimension` should be given"):
         Rescaled(Mean())(gram, jvps)
 
@@ -208,7 +209,7 @@ def test_what_does_not_fit_is_an_error(gram, jvps, message):
 @pytest.mark.parametrize("number", [0, -1, 1.5])
 def test_best_keeps_at_least_one(number):
     with pytest.raises(ValueError, match="`num_kept` should be an integer"):
-        Best(number)
+        TopK(number)
 
 
 @pytest.mark.parametrize(("num_tangents", "dimension"), [(5, 4), (40, 3), (64, 63), (9, 1)])
@@ -226,9 +227,9 @@ def test_more_tangents_than_dimensions(num_tangents, dimension):
 
 def guided(tangents, gradient, guesses, gain):
     """The estimate of `ControlVariate` with the first tangents for guesses."""
-    informed = [k < guesses for k in range(len(tangents))]
+    which = [k < guesses for k in range(len(tangents))]
     gram, jvps = tangents @ tangents.T, tangents @ gradient
-    return tangents.T @ ControlVariate(gain)(gram, jvps, informed=informed)
+    return tangents.T @ ControlVariate(gain)(gram, jvps, guesses=which)
 
 
 @pytest.mark.parametrize("guesses", [0, 1, 3])
@@ -262,8 +263,8 @@ def test_the_gain_that_sets_itself_counts_the_dimensions_that_matter(shape):
     torch.testing.assert_close(found, expected.expand_as(found), rtol=0.02, atol=0)
     # Shared by all samples: the error is that of one, with a batch axis or without.
     own = gram[:1].expand(5, -1, -1)
-    for one, informed in ((own, None), (own[0], None)):
-        found = ControlVariate()(one, jvps[:, :5], dimension=30, informed=informed)
+    for one in (own, own[0]):
+        found = ControlVariate()(one, jvps[:, :5], dimension=30)
         pairs = (own[0].square().sum() - own[0].diagonal().square().sum()) / (count * (count - 1))
         dimension = (own[0].diagonal().mean() ** 2 / pairs).clamp(max=30)
         gain = 1 / (1 + dimension / count)
@@ -272,12 +273,12 @@ def test_the_gain_that_sets_itself_counts_the_dimensions_that_matter(shape):
 
 def test_a_gain_that_sets_itself_needs_two_tangents_or_the_dimension():
     gram, jvps = torch.eye(2), torch.ones(2)
-    found = ControlVariate()(gram, jvps, dimension=4, informed=[True, False])
+    found = ControlVariate()(gram, jvps, dimension=4, guesses=[True, False])
     torch.testing.assert_close(found, torch.tensor([1.0, 1 / (1 + 4)]).double())
     message = "`dimension` should be given for gain='auto' and a single random tangent"
-    for informed in ([True, False], None):  # the two are orthogonal
+    for guesses in ([True, False], None):  # the two are orthogonal
         with pytest.raises(ValueError, match=message):
-            ControlVariate()(gram, jvps, informed=informed)
+            ControlVariate()(gram, jvps, guesses=guesses)
 
 
 def test_orthogonal_and_zero_tangents_do_not_upset_the_gain():
@@ -291,9 +292,9 @@ def test_orthogonal_and_zero_tangents_do_not_upset_the_gain():
 
 
 def test_as_many_words_on_guesses_as_tangents():
-    message = "`informed` should say of each of the 2 tangents .* Found 3 values"
+    message = "`guesses` should say of each of the 2 tangents .* Found 3 values"
     with pytest.raises(ValueError, match=message):
-        ControlVariate()(torch.eye(2), torch.ones(2), informed=[True, False, False])
+        ControlVariate()(torch.eye(2), torch.ones(2), guesses=[True, False, False])
 
 
 def test_a_control_variate_is_unbiased_with_the_variance_of_what_the_guess_misses():
@@ -306,7 +307,7 @@ def test_a_control_variate_is_unbiased_with_the_variance_of_what_the_guess_misse
     random = torch.randn(20_000, count, n, dtype=torch.float64, generator=generator)
     tangents = torch.cat([guess.expand(20_000, 1, n), random], 1)
     gram, jvps = tangents @ tangents.mT, (tangents @ gradient).T
-    c = ControlVariate(1.0)(gram, jvps, informed=[True, False, False])
+    c = ControlVariate(1.0)(gram, jvps, guesses=[True, False, False])
     found = torch.einsum("kb,bkn->bn", c, tangents)
     variance = n / count * missed.square().sum()
     assert (found.mean(0) - gradient).norm() < 4 * (variance / 20_000).sqrt()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from multitangent.dual import DualTensor, add_to, times
+from multitangent.dual import Drawn, DualTensor, add_to, times
 from multitangent.dual._product import Product
 
 
@@ -104,7 +104,7 @@ def test_tangents_follow_the_type_of_the_result():
     mixed = DualTensor(dual(torch.float32).primal, dual(torch.bfloat16).tangents)
     for y in (mixed * 2, torch.tanh(mixed), mixed @ torch.ones(5, 2), mixed.softmax(-1)):
         assert (y.primal.dtype, y.tangents.dtype) == (torch.float32, torch.bfloat16)
-    drawn = DualTensor.drawn(mixed.primal, lambda: mixed.tangents, torch.bfloat16)
+    drawn = DualTensor.deferred(mixed.primal, Drawn(lambda: mixed.tangents, torch.bfloat16))
     assert (drawn * 2).tangents.dtype == torch.bfloat16
 
 

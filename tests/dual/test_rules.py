@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multitangent.dual import DualTensor, FallbackWarning, has_rule
-from multitangent.dual._dual_tensor import expanded, find_duals, map_duals
+from multitangent.dual._arguments import find_duals, map_duals
+from multitangent.dual._dual_tensor import expanded
 from multitangent.dual._fallback import jvp_by_vmap
 from multitangent.dual._rules.attention import attention_with_dropout
 
@@ -297,7 +298,7 @@ def test_rules_can_be_differentiated_once_more(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_primal_is_the_functions_own_value(name):
-    from multitangent.dual._dual_tensor import primals
+    from multitangent.dual._arguments import primals
 
     function, args, kwargs = call(name)
     out, expected = function(*args, **kwargs), function(*primals(args), **primals(kwargs))

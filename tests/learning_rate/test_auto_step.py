@@ -329,5 +329,5 @@ def test_the_rate_of_the_mean_in_few_dimensions():
         gradient(torch.zeros(2, 1).double(), torch.zeros(2, 4).double())
         optimizer.step()
     expected = suggest(0.5, num_tangents=1, dimension=4, aggregator=Mean())
-    _, promised, curved, *_ = rule._means
+    _, promised, curved, *_ = rule.state_dict()["means"]
     assert float(promised / curved) == pytest.approx(expected, rel=0.2)

@@ -7,7 +7,8 @@ from math import inf
 import pytest
 import torch
 
-from multitangent import Best, Mean, Normal, Projection, Rescaled, Sum
+from multitangent import Mean, Normal, Projection
+from multitangent.aggregation import Rescaled, Sum, TopK
 from multitangent.learning_rate import suggest
 from multitangent_lab.functions import FUNCTIONS, Estimate
 
@@ -86,6 +87,6 @@ def test_errors(arguments, message):
 
 def test_no_closed_form():
     with pytest.raises(
-        NotImplementedError, match=r"known in closed form. Found Best\(num_kept=1\)"
+        NotImplementedError, match=r"known in closed form. Found TopK\(num_kept=1\)"
     ):
-        suggest(0.1, num_tangents=4, dimension=8, aggregator=Best(1))
+        suggest(0.1, num_tangents=4, dimension=8, aggregator=TopK(1))

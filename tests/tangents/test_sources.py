@@ -7,32 +7,25 @@ import math
 import pytest
 import torch
 
-from multitangent import (
+from multitangent import Mean, Normal, Projection, Rademacher, forward_gradient
+from multitangent.tangents import (
     Cone,
-    Mean,
-    Normal,
     Normalized,
     Orthogonal,
-    Projection,
-    Rademacher,
     Sphere,
     StandardBasis,
-    forward_gradient,
+    Stream,
+    Tangents,
 )
-from multitangent.tangents import Block, Request, Stream, Tangents
 
 RANDOM = [Normal, Rademacher, Sphere, Orthogonal]
 
 
 def drawn(source, shapes=((64,),), *, seed=0, step=0, samples=None, dtype=torch.float64):
     """All tangents of a source over some sites: ``[b, K, n]``."""
-    tangents = Tangents()
+    tangents = Tangents(source, Stream(seed, step))
     for site, shape in enumerate(shapes):
-        request = Request(
-            stream=Stream(seed, step), site=site, shape=shape, samples=samples,
-            offset=tangents.dimension, dtype=dtype, device=torch.device("cpu"),
-        )  # fmt: skip
-        tangents.add(str(site), Block(source, request, store=True))
+        tangents.add(str(site), torch.zeros(shape, dtype=dtype), samples=samples)
     blocks = [block.rows().flatten(2) for block in tangents.blocks.values()]
     rows = torch.cat(blocks, 2).transpose(0, 1)
     mixing = source.mixing(tangents.gram(), tangents.dimension)
@@ -156,20 +149,11 @@ def test_only_sources_add_up():
 @pytest.mark.parametrize("source", TABLE, ids=repr)
 @pytest.mark.parametrize("samples", [None, range(20)])
 def test_blocks_that_are_drawn_again_are_those_that_were_stored(source, samples):
-    request = Request(
-        Stream(3, 1),
-        0,
-        (2, 3),
-        samples,
-        0,
-        torch.float64,
-        torch.device("cpu"),
-        target=torch.ones(3),
-    )
     both = []
     for store in (True, False):
-        tangents = Tangents()
-        tangents.add("site", Block(source, request, store=store))
+        tangents = Tangents(source, Stream(3, 1), store=store)
+        value = torch.zeros(2, 3, dtype=torch.float64)
+        tangents.add("site", value, samples=samples, target=torch.ones(3))
         some = tangents.blocks["site"].rows(slice(2, 5))
         coefficients = torch.arange(20.0 * source.num_tangents).view(-1, 20)
         both.append([some, tangents.gram(), tangents.combine(coefficients)["site"]])

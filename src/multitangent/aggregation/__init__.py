@@ -1,20 +1,20 @@
 """Aggregators: from Gram matrix and directional derivatives to coefficients."""
 
 from multitangent.aggregation._aggregator import Aggregator, Measured
-from multitangent.aggregation._best import Best
 from multitangent.aggregation._control_variate import ControlVariate
 from multitangent.aggregation._mean import Mean
 from multitangent.aggregation._projection import Projection
 from multitangent.aggregation._rescaled import Rescaled
 from multitangent.aggregation._sum import Sum
+from multitangent.aggregation._top_k import TopK
 
 __all__ = [
     "Aggregator",
-    "Best",
     "ControlVariate",
     "Mean",
     "Measured",
     "Projection",
     "Rescaled",
     "Sum",
+    "TopK",
 ]

@@ -17,7 +17,7 @@ _COMMON = 0.1  # |mean m|^2 / mean |m|^2 over the samples, for want of a measure
 
 @dataclass(frozen=True)
 class ControlVariate(Aggregator):
-    """The projection onto the informed tangents, plus the mean of the others on what that misses.
+    """The projection onto the guesses, plus the mean of the others on what that misses.
 
     ``g = p + (gain / K) sum_k <v_k, m> w_k``, with p the projection of the gradient onto the span
     of the K' guesses, ``m = grad f - p`` what they miss, and w_k the part of the random tangent v_k
@@ -26,7 +26,7 @@ class ControlVariate(Aggregator):
 
     With ``gain=1`` the estimate is unbiased for normal tangents. `Projection` takes K/n of what
     the guesses miss, which is the least error for one sample, but an error with a mean: over many
-    steps a bias adds up where noise averages out (``docs/informed-tangents.md``).
+    steps a bias adds up where noise averages out (``docs/guesses.md``).
 
     Args:
         gain: The share of the missed part that comes back in the mean, above 0 and at most 1.
@@ -47,8 +47,8 @@ class ControlVariate(Aggregator):
         >>> import torch
         >>> tangents = torch.tensor([[2.0, 0.0], [1.0, 1.0], [1.0, -1.0]])
         >>> gram, jvps = tangents @ tangents.T, tangents @ torch.tensor([3.0, 4.0])
-        >>> informed = [True, False, False]
-        >>> c = ControlVariate(gain=1.0)(gram, jvps, informed=informed)
+        >>> guesses = [True, False, False]
+        >>> c = ControlVariate(gain=1.0)(gram, jvps, guesses=guesses)
         >>> c @ tangents.double()
         tensor([3., 4.], dtype=torch.float64)
     """
@@ -61,21 +61,22 @@ class ControlVariate(Aggregator):
                 f"`gain` should be 'auto', or above 0 and at most 1. Found {self.gain!r}."
             )
 
-    def _coefficients(self, measured: Measured) -> Tensor:
-        guesses = [k for k, guess in enumerate(measured.informed) if guess]
-        random = [k for k, guess in enumerate(measured.informed) if not guess]
-        coefficients = torch.zeros_like(measured.jvps)  # [B, K]
+    def coefficients(self, measured: Measured) -> Tensor:
+        guesses = [k for k, guess in enumerate(measured.guesses) if guess]
+        random = [k for k, guess in enumerate(measured.guesses) if not guess]
+        coefficients = torch.zeros_like(measured.jvps)  # [*M, K]
         held = self._held(measured, guesses, coefficients)
         if not random:
             return held
         missed = measured.jvps - _along(measured.gram, held)
-        coefficients[:, random] = missed[:, random] * (self._gain(measured, random) / len(random))
+        gain = self._gain(measured, random) / len(random)
+        coefficients[..., random] = missed[..., random] * gain
         return coefficients + self._held(measured, guesses, coefficients)
 
     def _gain(self, measured: Measured, random: list[int]) -> Tensor | float:
         if self.gain != "auto":
             return self.gain
-        gram = measured.take(random).gram  # [1 or B, K, K]
+        gram = measured.take(random).gram.reshape(-1, len(random), len(random))
         shared = torch.allclose(gram, gram[:1], rtol=1e-9, atol=0)
         samples = 1 if shared else len(gram)
         common = max(_COMMON, 1 / samples)
@@ -87,7 +88,7 @@ class ControlVariate(Aggregator):
         coefficients = torch.zeros_like(taken)
         if guesses:
             left = replace(measured, jvps=measured.jvps - _along(measured.gram, taken))
-            coefficients[:, guesses] = Projection()._coefficients(left.take(guesses))
+            coefficients[..., guesses] = Projection().coefficients(left.take(guesses))
         return coefficients
 
 
@@ -113,5 +114,7 @@ def _effective_dimension(gram: Tensor, dimension: int | None) -> Tensor | float:
 
 
 def _along(gram: Tensor, coefficients: Tensor) -> Tensor:
-    """The derivatives ``[B, K]`` that the vector ``V^T c`` stands for."""
-    return (gram @ coefficients.unsqueeze(-1)).squeeze(-1)
+    """The derivatives ``[*M, K]`` that the vectors ``V^T c`` stand for."""
+    if gram.ndim == 2:
+        return coefficients @ gram
+    return (coefficients.unsqueeze(-2) @ gram).squeeze(-2)

@@ -21,8 +21,8 @@ class Mean(Aggregator):
         tensor([1.5000, 2.0000], dtype=torch.float64)
     """
 
-    def _coefficients(self, measured: Measured) -> Tensor:
-        return measured.jvps / measured.jvps.shape[1]
+    def coefficients(self, measured: Measured) -> Tensor:
+        return measured.jvps / measured.jvps.shape[-1]
 
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
         return (dimension + num_tangents + 1) / num_tangents

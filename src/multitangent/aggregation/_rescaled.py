@@ -32,12 +32,12 @@ class Rescaled(Aggregator):
 
     inner: Aggregator
 
-    def _coefficients(self, measured: Measured) -> Tensor:
+    def coefficients(self, measured: Measured) -> Tensor:
         if measured.dimension is None:
             raise ValueError("`dimension` should be given for `Rescaled`. Found None.")
-        count = measured.jvps.shape[1]
+        count = measured.jvps.shape[-1]
         expected = self.inner.expected_squared_norm(count, measured.dimension)
-        return self.inner._coefficients(measured) / expected**0.5
+        return self.inner.coefficients(measured) / expected**0.5
 
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
         return 1.0

@@ -19,7 +19,7 @@ class Sum(Aggregator):
         tensor([3., 4.], dtype=torch.float64)
     """
 
-    def _coefficients(self, measured: Measured) -> Tensor:
+    def coefficients(self, measured: Measured) -> Tensor:
         return measured.jvps
 
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:

@@ -2,32 +2,42 @@
 
 from multitangent.dual import _rules as _rules  # registers the rules
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
-from multitangent.dual._dual_tensor import DualTensor, with_rows
-from multitangent.dual._part_of_batch import PartOfBatch, Statistics
+from multitangent.dual._deferred import Deferred, Drawn
+from multitangent.dual._dispatch import result_of
+from multitangent.dual._dual_tensor import DualTensor, pad_rows
+from multitangent.dual._kernels import FASTER
 from multitangent.dual._registry import (
+    COMPOSITES,
     FallbackWarning,
+    function_name,
     has_rule,
+    is_query,
     record_fallbacks,
     register_composite,
     register_rule,
 )
-from multitangent.dual._reuse import Recorded
+from multitangent.dual._rules.attention import attention_with_dropout
 
 __all__ = [
+    "COMPOSITES",
+    "FASTER",
+    "Deferred",
+    "Drawn",
     "DualTensor",
     "FallbackWarning",
-    "PartOfBatch",
-    "Recorded",
-    "Statistics",
     "add",
     "add_to",
+    "attention_with_dropout",
     "full_tangents",
+    "function_name",
     "has_rule",
+    "is_query",
+    "pad_rows",
     "primal",
     "record_fallbacks",
     "register_composite",
     "register_rule",
+    "result_of",
     "tangents",
     "times",
-    "with_rows",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from multitangent.dual._dual_tensor import DualTensor, expanded, with_rows
+from multitangent.dual._dual_tensor import DualTensor, expanded, pad_rows
 from multitangent.dual._product import Product
 
 
@@ -55,7 +55,7 @@ def add(*terms: Tensor | None) -> Tensor:
     for term in others:
         if len(total) != len(term):
             count = max(len(total), len(term))
-            total, term = with_rows(total, count), with_rows(term, count)
+            total, term = pad_rows(total, count), pad_rows(term, count)
         total = total + term
     return total
 

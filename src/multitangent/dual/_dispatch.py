@@ -8,25 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.dual._dual_tensor import (
-    DualTensor,
-    find_duals,
-    make_dual,
-    make_result,
-    make_view,
-    primals,
-    shares_memory,
-)
+from multitangent.dual._arguments import find_duals, primals
+from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._fallback import fallback
 from multitangent.dual._kernels import FASTER
 from multitangent.dual._product import Product, carried
-from multitangent.dual._registry import PLAIN, PRECISE, RULES, VIEWS, Rule, accepts, function_name
+from multitangent.dual._registry import (
+    DISPATCH,
+    FULL_PRECISION,
+    NONDIFFERENTIABLE,
+    RULES,
+    VIEWS,
+    accepts,
+    function_name,
+)
+from multitangent.dual._views import make_result, views_of
 
 
 def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The value of a function of dual tensors: the primal once, the tangents by a rule."""
     rule = RULES.get(func)
-    if func in PLAIN:
+    if func in NONDIFFERENTIABLE:
         return func(*primals(args), **primals(kwargs))
     if rule is None and func.__name__ == "__get__":
         return _attribute(func, args)
@@ -48,9 +50,12 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     out = FASTER.get(func, func)(*primals(args), **primals(kwargs))
     with torch.no_grad():
         tangents = rule(out, *args, **kwargs)
-    if func in VIEWS:
-        return _as_views(out, tangents, rule, args, kwargs)
+    if func in VIEWS and type(args[0]) is DualTensor:
+        return views_of(out, tangents, rule, args, kwargs)
     return _pair(out, tangents, args[0] if args else None, _carried_type(func, args))
+
+
+DISPATCH.append(dispatch)  # for `DualTensor`, which this file imports
 
 
 def result_of(
@@ -67,7 +72,7 @@ def _carried_type(func: Callable[..., Any], args: tuple[Any, ...]) -> torch.dtyp
     Losses are left in full precision: what they return is summed up over the samples.
     """
     source = args[0] if args and type(args[0]) is DualTensor else next(find_duals(args), None)
-    return None if source is None or func in PRECISE else source.carried_type
+    return None if source is None or func in FULL_PRECISION else source.carried_type
 
 
 def _attribute(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -100,32 +105,6 @@ def _pair(out: Any, tangents: Any, source: Any, dtype: torch.dtype | None) -> An
         return make_result(out, tangents, source)
     items = [_pair(o, t, source, dtype) for o, t in zip(out, tangents, strict=True)]
     return tuple(items) if type(out) is tuple else type(out)(items)
-
-
-def _as_views(
-    out: Any, tangents: Any, rule: Rule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    parent, *rest = args
-    if type(parent) is not DualTensor:
-        return _pair(out, tangents, None, None)
-
-    def view(item: Tensor, tangent: Tensor, index: int | None) -> Any:
-        if item is parent.primal:
-            return parent
-        if not shares_memory(item, parent.primal):
-            return make_dual(item, tangent)  # a copy, as `reshape` may have to make
-
-        def replay(full: Tensor) -> Tensor:
-            with torch.no_grad():
-                result = rule(out, make_dual(parent.primal, full), *rest, **kwargs)
-            tangents: Tensor = result if index is None else result[index]
-            return tangents
-
-        return make_view(item, tangent, parent, replay)
-
-    if isinstance(out, Tensor):
-        return view(out, tangents, None)
-    return tuple(view(o, t, i) for i, (o, t) in enumerate(zip(out, tangents, strict=True)))
 
 
 def set_item(target: Tensor, index: Any, value: Any) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
+from multitangent.dual._deferred import Deferred
 from multitangent.dual._product import Product
+from multitangent.dual._registry import COMPOSITES, DISPATCH
 
 
 class DualTensor(Tensor):
@@ -41,7 +42,7 @@ class DualTensor(Tensor):
     # (`_replay`), so that a write through one of them reaches all; `_writes` counts the writes and
     # is shared by all views of one tensor.
     _primal: Tensor
-    _tangents: Tensor | Product | Callable[[], Tensor]
+    _tangents: Tensor | Deferred
     _parent: DualTensor | None
     _replay: Callable[[Tensor], Tensor] | None
     _writes: list[int]
@@ -51,25 +52,15 @@ class DualTensor(Tensor):
     @staticmethod
     def __new__(cls, primal: Tensor, tangents: Tensor) -> DualTensor:
         _check(primal, tangents)
-        return _make(primal, tangents)
+        return make_dual(primal, tangents)
 
     def __init__(self, primal: Tensor, tangents: Tensor) -> None:
         super().__init__()
 
     @classmethod
-    def drawn(
-        cls, primal: Tensor, draw: Callable[[], Tensor], dtype: torch.dtype | None = None
-    ) -> DualTensor:
-        """A dual tensor whose tangents are drawn whenever they are used, and never kept.
-
-        Args:
-            primal: The value.
-            draw: Returns the tangents.
-            dtype: Their type, by default the primal's.
-        """
-        dual = _make(primal, draw)
-        dual._carried = primal.dtype if dtype is None else dtype
-        return dual
+    def deferred(cls, primal: Tensor, tangents: Deferred) -> DualTensor:
+        """A dual tensor whose tangents are computed when they are needed."""
+        return make_dual(primal, tangents)
 
     @property
     def primal(self) -> Tensor:
@@ -85,10 +76,10 @@ class DualTensor(Tensor):
         stored = self._tangents
         if isinstance(stored, Tensor):
             return stored
-        if isinstance(stored, Product):
-            self._tangents = product = stored.computed()
-            return product
-        return stored()
+        computed = stored.computed()
+        if stored.is_kept:
+            self._tangents = computed
+        return computed
 
     @property
     def product(self) -> Product:
@@ -109,7 +100,7 @@ class DualTensor(Tensor):
     def detached(self) -> DualTensor:
         """The same tangents of a primal without its graph."""
         tangents = self._tangents if self._parent is None else self.tangents
-        return _make(self._primal.detach(), tangents)
+        return make_dual(self._primal.detach(), tangents)
 
     def write(self, tangents: Tensor) -> None:
         """Replace the tangents after the primal changed in place, through all views."""
@@ -118,10 +109,10 @@ class DualTensor(Tensor):
 
     def _set(self, tangents: Tensor) -> None:
         if self._parent is not None:
-            grown = with_rows(expanded(self._parent), tangents.shape[0]).clone(
+            grown = pad_rows(expanded(self._parent), tangents.shape[0]).clone(
                 memory_format=torch.contiguous_format
             )
-            self._again(grown).copy_(with_rows(tangents, len(grown)))
+            self._again(grown).copy_(pad_rows(tangents, len(grown)))
             self._parent._set(grown)
         self._tangents = tangents
         self._seen = self._writes[0]
@@ -144,13 +135,10 @@ class DualTensor(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        from multitangent.dual._dispatch import dispatch  # which needs this class
-        from multitangent.dual._registry import COMPOSITES
-
         if func in COMPOSITES:
             return COMPOSITES[func](*args, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
-            return dispatch(func, args, dict(kwargs or {}))
+            return DISPATCH[0](func, args, dict(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -170,7 +158,8 @@ class DualTensor(Tensor):
         return f"DualTensor({self._primal!r}, num_tangents={self.tangents.shape[0]})"
 
 
-def _make(primal: Tensor, tangents: Tensor | Product | Callable[[], Tensor]) -> DualTensor:
+def make_dual(primal: Tensor, tangents: Tensor | Deferred) -> DualTensor:
+    """A dual tensor without the checks of the constructor."""
     dual: DualTensor = Tensor._make_wrapper_subclass(
         DualTensor, primal.shape, dtype=primal.dtype, device=primal.device
     )
@@ -180,51 +169,8 @@ def _make(primal: Tensor, tangents: Tensor | Product | Callable[[], Tensor]) -> 
     dual._replay = None
     dual._writes = [0]
     dual._seen = 0
-    dual._carried = primal.dtype
-    if isinstance(tangents, Tensor) or type(tangents) is Product:
-        dual._carried = tangents.dtype
+    dual._carried = tangents.dtype
     return dual
-
-
-def make_dual(primal: Tensor, tangents: Tensor) -> DualTensor:
-    """A dual tensor without the checks of the constructor."""
-    return _make(primal, tangents)
-
-
-def make_view(
-    primal: Tensor,
-    tangents: Tensor,
-    parent: DualTensor,
-    replay: Callable[[Tensor], Tensor] | None,
-) -> DualTensor:
-    """A dual tensor that looks into the memory of `parent`; `replay` takes the view again."""
-    view = make_dual(primal, tangents)
-    view._parent, view._replay = parent, replay
-    view._writes, view._seen = parent._writes, parent._writes[0]
-    return view
-
-
-def make_result(primal: Tensor, tangents: Tensor | Product, source: Any) -> DualTensor:
-    """A function's result: its first argument, memory shared with that, or a tensor of its own."""
-    if type(source) is DualTensor and primal is source._primal:
-        return source
-    if type(tangents) is Product:
-        return _make(primal, tangents)
-    assert isinstance(tangents, Tensor)
-    if type(source) is DualTensor and primal._is_view() and shares_memory(primal, source._primal):
-        return make_view(primal, tangents, source, None)
-    return make_dual(primal, tangents)
-
-
-def shares_memory(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are views of one memory."""
-    return _storage(x) == _storage(y)
-
-
-def _storage(x: Tensor) -> int:
-    while is_functorch_wrapped_tensor(x):
-        x = get_unwrapped(x)
-    return x.untyped_storage().data_ptr()
 
 
 def expanded(dual: DualTensor) -> Tensor:
@@ -233,7 +179,7 @@ def expanded(dual: DualTensor) -> Tensor:
     return tangents.expand(tangents.shape[0], *dual.primal.shape)
 
 
-def with_rows(tangents: Tensor, count: int) -> Tensor:
+def pad_rows(tangents: Tensor, count: int) -> Tensor:
     """Tangents ``[at most K, ...]`` as ``[K, ...]``: rows that are missing at the end are zero."""
     missing = count - tangents.shape[0]
     if missing <= 0:
@@ -255,35 +201,3 @@ def _check(primal: Tensor, tangents: Tensor) -> None:
             f"`tangents` should have the shape [K, *{list(primal.shape)}], or 1 in place of an "
             f"axis after the first. Found {list(tangents.shape)}."
         )
-
-
-def primals(value: Any) -> Any:
-    """Arguments with every dual tensor replaced by its primal."""
-    return map_duals(lambda dual: dual.primal, value)
-
-
-def map_duals(function: Callable[[DualTensor], Any], value: Any) -> Any:
-    """Arguments with every dual tensor replaced by the function's value for it."""
-    if isinstance(value, Tensor):
-        return function(value) if type(value) is DualTensor else value
-    if isinstance(value, tuple):
-        items = [map_duals(function, item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [map_duals(function, item) for item in value]
-    if isinstance(value, dict):
-        return {key: map_duals(function, item) for key, item in value.items()}
-    return value
-
-
-def find_duals(value: Any) -> Iterator[DualTensor]:
-    """The dual tensors among arguments, in order."""
-    if isinstance(value, Tensor):
-        if type(value) is DualTensor:
-            yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from find_duals(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from find_duals(item)

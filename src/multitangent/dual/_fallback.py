@@ -11,15 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from multitangent.dual._dual_tensor import (
-    expanded,
-    find_duals,
-    make_result,
-    map_duals,
-    primals,
-    with_rows,
-)
+from multitangent.dual._arguments import find_duals, map_duals, primals
+from multitangent.dual._dual_tensor import expanded, pad_rows
 from multitangent.dual._registry import FallbackWarning, function_name, record_fallback
+from multitangent.dual._views import make_result
 
 
 def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -60,8 +55,7 @@ def jvp_by_vmap(
         return torch.func.jvp(function, points, tangents)[1]
 
     rows = [
-        with_rows(expanded(dual), num_tangents).to(dual.primal.dtype).contiguous()
-        for dual in inputs
+        pad_rows(expanded(dual), num_tangents).to(dual.primal.dtype).contiguous() for dual in inputs
     ]
     with _without_fused_kernels(func):
         return list(torch.func.vmap(along, randomness="same")(*rows))

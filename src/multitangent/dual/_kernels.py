@@ -16,7 +16,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from multitangent._conditions import tracing
+from multitangent._deferred_checks import tracing
 
 _SMALL = 2**21  # multiplications below which the choice does not matter
 

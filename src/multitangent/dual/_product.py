@@ -8,12 +8,14 @@ from string import ascii_letters
 import torch
 from torch import Tensor
 
+from multitangent.dual._deferred import Deferred
+
 _MOST_TERMS = 4  # of one sum that is not computed yet: all their tangents are kept until then
 
 Factor = Tensor | float | None
 
 
-class Product:
+class Product(Deferred):
     """A sum of tangents ``[K, *shape]`` times factors, not computed yet.
 
     A derivative that the next function can take along costs no pass of its own over K tensors, and

@@ -15,9 +15,10 @@ Rule = Callable[..., Any]
 
 RULES: dict[Callable[..., Any], Rule] = {}
 VIEWS: set[Callable[..., Any]] = set()
-PLAIN: set[Callable[..., Any]] = set()
-PRECISE: set[Callable[..., Any]] = set()
+NONDIFFERENTIABLE: set[Callable[..., Any]] = set()
+FULL_PRECISION: set[Callable[..., Any]] = set()
 COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {}
+DISPATCH: list[Callable[..., Any]] = []  # what computes a function of dual tensors, once it is set
 
 
 def register_rule(
@@ -79,14 +80,14 @@ def register_views(*functions: Callable[..., Any]) -> None:
     VIEWS.update(functions)
 
 
-def register_precise(*functions: Callable[..., Any]) -> None:
+def register_full_precision(*functions: Callable[..., Any]) -> None:
     """Mark functions, which have rules, whose tangents are carried in the primal's type."""
-    PRECISE.update(functions)
+    FULL_PRECISION.update(functions)
 
 
-def register_plain(*functions: Callable[..., Any]) -> None:
+def register_nondifferentiable(*functions: Callable[..., Any]) -> None:
     """Mark functions whose results do not carry tangents: queries, comparisons, `detach`."""
-    PLAIN.update(functions)
+    NONDIFFERENTIABLE.update(functions)
 
 
 def accepts(rule: Rule, kwargs: dict[str, Any]) -> bool:
@@ -108,12 +109,12 @@ def _names(rule: Rule) -> frozenset[str] | None:
 
 def is_query(function: Callable[..., Any]) -> bool:
     """Whether a function's result does not depend on values in a way that has derivatives."""
-    return function in PLAIN or function.__name__ == "__get__"
+    return function in NONDIFFERENTIABLE or function.__name__ == "__get__"
 
 
 def has_rule(function: Callable[..., Any]) -> bool:
     """Whether a function has a rule of its own, or needs none."""
-    return function in RULES or function in PLAIN or function in COMPOSITES
+    return function in RULES or function in NONDIFFERENTIABLE or function in COMPOSITES
 
 
 class FallbackWarning(UserWarning):

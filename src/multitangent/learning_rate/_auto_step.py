@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from multitangent._estimator import GradientEstimator
+from multitangent.gradient import GradientEstimator
 from multitangent.learning_rate._rule import StepRule
 
 

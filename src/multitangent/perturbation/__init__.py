@@ -1,34 +1,26 @@
 """Perturbations: which values of a model the tangents are directions of."""
 
-from multitangent.perturbation._activation_sweep import ActivationSweep
 from multitangent.perturbation._activations import Activations
-from multitangent.perturbation._line import Line, line
-from multitangent.perturbation._micro_batch import micro_batch_size
-from multitangent.perturbation._setting import (
+from multitangent.perturbation._argument import Argument
+from multitangent.perturbation._perturbation import (
     BoundPerturbation,
+    Inject,
     Perturbation,
-    Setting,
-    Sweep,
-    accumulate,
-    normalizes_batches,
+    Run,
+    no_injection,
 )
-from multitangent.perturbation._sites import Site, Visitor, observed
+from multitangent.perturbation._sites import Site, find_sites
 from multitangent.perturbation._weights import Weights
 
 __all__ = [
-    "ActivationSweep",
     "Activations",
+    "Argument",
     "BoundPerturbation",
-    "Line",
+    "Inject",
     "Perturbation",
-    "Setting",
+    "Run",
     "Site",
-    "Sweep",
-    "Visitor",
     "Weights",
-    "accumulate",
-    "line",
-    "micro_batch_size",
-    "normalizes_batches",
-    "observed",
+    "find_sites",
+    "no_injection",
 ]

@@ -8,10 +8,11 @@ from typing import Literal
 
 from torch import nn
 
-from multitangent._batch import Part
-from multitangent.perturbation._activation_sweep import ActivationSweep
-from multitangent.perturbation._setting import BoundPerturbation, Setting
+from multitangent.objective import Batch, Objective
+from multitangent.perturbation._activation_run import ActivationRun
+from multitangent.perturbation._perturbation import BoundPerturbation
 from multitangent.perturbation._sites import Site, find_sites
+from multitangent.tangents import Stream, Tangents
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,27 @@ class Activations:
             if (found := getattr(self, name)) not in known:
                 raise ValueError(f"`{name}` should be one of {known}. Found {found!r}.")
 
-    def bind(self, model: nn.Module) -> BoundPerturbation:
-        return _Bound(self, find_sites(model, self.sites))
+    def bind(self, objective: Objective) -> BoundPerturbation:
+        return _BoundActivations(objective, self, find_sites(objective.model, self.sites))
 
 
 @dataclass(frozen=True)
-class _Bound:
+class _BoundActivations:
+    objective: Objective
     options: Activations
     sites: Sequence[Site]
 
     def parameters_by_site(self) -> dict[str, list[nn.Parameter]]:
         return {site.name: site.parameters() for site in self.sites}
 
-    def __call__(self, setting: Setting, batch: Part) -> ActivationSweep:
-        return ActivationSweep(
-            setting,
+    def __call__(self, batch: Batch, stream: Stream, tangents: Tangents) -> ActivationRun:
+        return ActivationRun(
+            self.objective,
             batch,
-            self.sites,
-            per_sample=self.options.share == "sample",
+            stream,
+            tangents,
+            sites=self.sites,
+            own_tangents=self.options.share == "sample",
             exact_output=self.options.output == "exact",
             recompute=self.options.recompute,
         )

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -31,71 +26,7 @@ class Site:
         return list(found.values())
 
 
-class Visitor(ABC):
-    """Who is told when a run of the model reaches and leaves a site."""
-
-    def __init__(self) -> None:
-        self._active: Site | None = None
-        self._remaining = 0
-        self._counts: dict[str, int] = {}
-
-    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the first module of a site runs."""
-        if site is not self._active:
-            self._active = site
-            self._remaining = site.modules.count(site.modules[-1])
-
-    def _ends(self, site: Site) -> bool:
-        """Whether a run of a site's last module ends the site: it may stand in several places."""
-        if site is not self._active:
-            return False
-        self._remaining -= 1
-        if self._remaining == 0:
-            self._active = None
-        return self._remaining == 0
-
-    def _replaced(self, site: Site, output: Any, replace: Callable[[Tensor, str], Tensor]) -> Any:
-        """A site's output, each of its tensors replaced; the tensors are named by site and run."""
-
-        def named(value: Any) -> Any:
-            if not (isinstance(value, Tensor) and value.is_floating_point()):
-                return value
-            count = self._counts.get(site.name, 0)
-            self._counts[site.name] = count + 1
-            return replace(value, site.name if count == 0 else f"{site.name}#{count}")
-
-        with torch._C.DisableTorchFunction():  # nothing here concerns the model's functions
-            return named(output) if isinstance(output, Tensor) else pytree.tree_map(named, output)
-
-    @abstractmethod
-    def leave(self, site: Site, output: Any) -> Any:
-        """After the last module of a site ran; returns what goes on through the model."""
-
-
-@contextmanager
-def observed(sites: Sequence[Site], observer: Visitor) -> Iterator[None]:
-    """Call `observer` at every site, for the duration of a ``with`` block."""
-    handles = []
-    try:
-        for site in sites:
-            handles.append(
-                site.modules[0].register_forward_pre_hook(
-                    lambda module, args, kwargs, site=site: observer.enter(site, args, kwargs),
-                    with_kwargs=True,
-                )
-            )
-            handles.append(
-                site.modules[-1].register_forward_hook(
-                    lambda module, args, output, site=site: observer.leave(site, output)
-                )
-            )
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def find_sites(model: nn.Module, names: Sequence[str] | None) -> list[Site]:
+def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Site]:
     """The sites of a model: the named ones, or the default.
 
     By default, for an ``nn.Sequential`` each child with trainable parameters together with the

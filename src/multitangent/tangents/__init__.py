@@ -1,35 +1,45 @@
 """Tangents: the sources they come from, and the blocks they are held in."""
 
-from multitangent.tangents._balanced import Balanced
 from multitangent.tangents._basis import StandardBasis
-from multitangent.tangents._blocks import Block, Tangents
+from multitangent.tangents._blocks import Block, DenseBlock, RedrawnBlock, Tangents
 from multitangent.tangents._feedback import Feedback
+from multitangent.tangents._guesses import GuessSource, StatefulSource, guess_block
+from multitangent.tangents._independent import IndependentRows
 from multitangent.tangents._local_loss import LocalLoss
 from multitangent.tangents._mixed import Cone, Normalized, Orthogonal, Sphere
-from multitangent.tangents._previous import Previous
-from multitangent.tangents._radial import Radial
+from multitangent.tangents._observation import Needs, Observation
+from multitangent.tangents._own_value import OwnValue
 from multitangent.tangents._random import Normal, Rademacher
-from multitangent.tangents._source import Lesson, Request, TangentSource, draw_independent
+from multitangent.tangents._request import Request
+from multitangent.tangents._running_mean import RunningMean
+from multitangent.tangents._scaled_by_rms import ScaledByRMS
+from multitangent.tangents._source import TangentSource
 from multitangent.tangents._stream import Stream
 
 __all__ = [
-    "Balanced",
     "Block",
     "Cone",
+    "DenseBlock",
     "Feedback",
-    "Lesson",
+    "GuessSource",
+    "IndependentRows",
     "LocalLoss",
+    "Needs",
     "Normal",
     "Normalized",
+    "Observation",
     "Orthogonal",
-    "Previous",
+    "OwnValue",
     "Rademacher",
-    "Radial",
+    "RedrawnBlock",
     "Request",
+    "RunningMean",
+    "ScaledByRMS",
     "Sphere",
     "StandardBasis",
+    "StatefulSource",
     "Stream",
     "TangentSource",
     "Tangents",
-    "draw_independent",
+    "guess_block",
 ]

@@ -8,7 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from multitangent.tangents._source import Request, TangentSource, check_count
+from multitangent.tangents._request import Request
+from multitangent.tangents._source import TangentSource, check_count
 
 
 @dataclass(frozen=True)

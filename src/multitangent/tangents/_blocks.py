@@ -2,73 +2,158 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.tangents._source import Request, TangentSource
+from multitangent.tangents._request import Request
+from multitangent.tangents._source import TangentSource
+from multitangent.tangents._stream import Stream
 
 _SMALL = 2**16  # numbers of a block that is not worth a product of its own
 _SAMPLES = 16  # drawn at a time where tangents per sample are not stored
 
 
-class Block:
-    """The tangents of one site: drawn at the first use and stored, or drawn at every use.
+class Block(ABC):
+    """The tangents of one site, and what is computed with them.
 
     Args:
         source: Where they come from.
         request: What is drawn.
-        store: Whether to keep what was drawn.
         dtype: The type in which tangents are carried, by default that of the perturbed value.
 
-    Raises:
-        ValueError: When drawn, if the source returns another shape or type.
+    Attributes:
+        is_stored: Whether the tangents are kept from the first use on.
     """
 
+    is_stored: bool
+
     def __init__(
-        self,
-        source: TangentSource,
-        request: Request,
-        *,
-        store: bool,
-        dtype: torch.dtype | None = None,
+        self, source: TangentSource, request: Request, dtype: torch.dtype | None = None
     ) -> None:
         self.request = request
-        self.count = source.num_tangents
-        self._source = source
-        self._store = store
+        self.num_tangents = source.num_tangents
         self.dtype = request.dtype if dtype is None else dtype
-        self._stored: Tensor | None = None
+        self._source = source
 
     @property
     def dimension(self) -> int:
         """The number of perturbed scalars, per sample for activations."""
         return prod(self.request.shape)
 
-    def tell(self, output: Tensor, output_gradient: Tensor) -> None:
-        """Add to what the source knows, before the first use."""
+    def with_output(self, output: Tensor, output_gradient: Tensor) -> None:
+        """Add the model's output to what the source knows, before the first use."""
         self.request = replace(self.request, output=output, output_gradient=output_gradient)
 
+    @abstractmethod
     def rows(self, samples: slice | None = None) -> Tensor:
         """The tangents of all or some samples, ``[at most K, 1 or b, *shape]``.
 
         Rows that are missing at the end are zero.
+
+        Raises:
+            ValueError: If the source returns another shape or type.
         """
-        if self._store and self._stored is None:
-            self._stored = self._draw(self.request)
-        if self._stored is not None:
-            shared = samples is None or self._stored.shape[1] == 1
-            return self._stored if shared else self._stored[:, samples]
+
+    @abstractmethod
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """The tangents and whose they are, as many samples at a time as are held at once."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the block is one of few numbers, better multiplied together with others."""
+        return self._most_samples == 1 and self.num_tangents * self.dimension <= _SMALL
+
+    def flat_rows(self) -> Tensor:
+        """All tangents as ``[1 or b, K, n]``."""
+        return self._padded(self.rows())
+
+    def gram(self) -> Tensor:
+        """``V V^T`` of this block in float64, ``[1 or b, K, K]``."""
+        return torch.cat([gram_of(self._padded(rows)) for _, rows in self.pieces()])
+
+    def apply(self, gradient: Tensor) -> Tensor:
+        """``V g``, the directional derivatives ``[K, b]`` for gradients ``[b, *shape]``."""
+        rows, flat = self.flat_rows().to(gradient.dtype), gradient.reshape(len(gradient), -1)
+        return rows[0] @ flat.mT if len(rows) == 1 else torch.einsum("bkn,bn->kb", rows, flat)
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """``V^T c`` for coefficients ``[K, *M]``, the gradients ``[*M, *shape]``.
+
+        Where each sample has tangents of its own, the samples are the last axis of M.
+        """
+        combined = []
+        for samples, tangents in self.pieces():
+            rows = _flat(tangents).to(self.request.dtype)
+            weights = coefficients[: len(rows), ..., samples].to(rows.dtype)
+            if rows.shape[1] == 1:
+                flat = weights.flatten(1).mT @ rows[:, 0]
+                combined.append(flat.view(*weights.shape[1:], -1))
+            else:
+                combined.append(torch.einsum("k...b,kbn->...bn", weights, rows))
+        whole = combined[0] if len(combined) == 1 else torch.cat(combined, -2)
+        return whole.reshape(*coefficients.shape[1:], *self.request.shape)
+
+    @property
+    def _most_samples(self) -> int:
+        """How many samples have tangents of their own, at most."""
+        # Guesses are a sample's own, even where random tangents are shared.
+        shared = self.request.samples is None and not any(self._source.guesses)
+        return 1 if shared else self.request.batch or 1
+
+    def _padded(self, tangents: Tensor) -> Tensor:
+        """Tangents ``[at most K, 1 or b, *shape]`` as ``[1 or b, K, n]``."""
+        rows = _flat(tangents).transpose(0, 1)
+        missing = self.num_tangents - len(tangents)
+        return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+    def _draw(self, request: Request) -> Tensor:
+        block = self._source.draw(request)
+        of_samples = 1 if self._most_samples == 1 else request.batch
+        fewest = 1 if any(self._source.guesses) else self.num_tangents
+        fits = fewest <= len(block) <= self.num_tangents and block.shape[1] in (1, of_samples)
+        if not fits or block.shape[2:] != request.shape or block.dtype != request.dtype:
+            wanted = f"[{self.num_tangents}, {of_samples}, *{list(request.shape)}]"
+            raise ValueError(
+                f"`draw` of {self._source!r} should return tangents of shape {wanted} of "
+                f"{request.dtype}. Found {list(block.shape)} of {block.dtype}."
+            )
+        return block.to(self.dtype)
+
+
+class DenseBlock(Block):
+    """Tangents that are drawn at the first use and kept."""
+
+    is_stored = True
+    _rows: Tensor | None = None
+
+    def rows(self, samples: slice | None = None) -> Tensor:
+        if self._rows is None:
+            self._rows = self._draw(self.request)
+        shared = samples is None or self._rows.shape[1] == 1
+        return self._rows if shared else self._rows[:, samples]
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        yield slice(None), self.rows()
+
+
+class RedrawnBlock(Block):
+    """Tangents that are drawn at every use."""
+
+    is_stored = False
+
+    def rows(self, samples: slice | None = None) -> Tensor:
         return self._draw(self.request if samples is None else self.request.take(samples))
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """The tangents and whose they are, a few samples at a time where they are redrawn."""
         count = self.request.batch
-        if count is None or self._store or self.request.samples is None:
+        if count is None or self.request.samples is None:
             yield slice(None), self.rows()
             return
         for start in range(0, count, _SAMPLES):
@@ -79,85 +164,130 @@ class Block:
                 return
             yield samples, piece
 
-    def _draw(self, request: Request) -> Tensor:
-        block = self._source.draw(request)
-        guesses = any(self._source.informed)  # of a sample, even where random tangents are shared
-        own = 1 if request.samples is None and not guesses else request.batch or 1
-        counts = range(1, self.count + 1) if guesses else (self.count,)
-        shape = len(block) in counts and block.shape[1] in (1, own)
-        if not shape or block.shape[2:] != request.shape or block.dtype != request.dtype:
-            wanted = f"[{self.count}, {own}, *{list(request.shape)}] of {request.dtype}"
-            raise ValueError(
-                f"`draw` of {self._source!r} should return tangents of shape {wanted}. Found "
-                f"{list(block.shape)} of {block.dtype}."
-            )
-        return block.to(self.dtype)
-
 
 class Tangents:
     """V: K vectors whose blocks ``[K, 1 or b, *shape]`` are added site by site.
 
+    Args:
+        source: Where the tangents come from.
+        stream: The random numbers of the step.
+        store: Whether tangents are kept, or drawn again where they are needed.
+        dtype: The type in which tangents are carried, by default the perturbed value's.
+
+    Attributes:
+        blocks: The blocks by the names of their sites.
+        needs: What the source needs of this step.
+
     Examples:
-        >>> from multitangent.tangents import Normal, Stream
-        >>> tangents = Tangents()
-        >>> request = Request(Stream(0, 0), 0, (3,), None, 0, torch.float32, torch.device("cpu"))
-        >>> tangents.add("hidden", Block(Normal(2), request, store=True))
+        >>> from multitangent.tangents import Normal
+        >>> tangents = Tangents(Normal(2), Stream(0, 0))
+        >>> block = tangents.add("hidden", torch.zeros(3))
         >>> tangents.gram().shape, tangents.dimension
         (torch.Size([2, 2]), 3)
+        >>> tangents.combine(torch.ones(2))["hidden"].shape
+        torch.Size([3])
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        source: TangentSource,
+        stream: Stream,
+        *,
+        store: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.source = source
+        self.stream = stream
         self.blocks: dict[str, Block] = {}
+        # Asked once: a source may need the output of its first step only.
+        self.needs = source.needs(stream.step)
+        self._kind = DenseBlock if store else RedrawnBlock
+        self._dtype = dtype
 
-    def add(self, name: str, block: Block) -> None:
-        """Add the block of one site."""
-        self.blocks[name] = block
+    @property
+    def num_tangents(self) -> int:
+        """K."""
+        return self.source.num_tangents
 
     @property
     def dimension(self) -> int:
         """n: the number of perturbed scalars, per sample for activations."""
         return sum(block.dimension for block in self.blocks.values())
 
+    def add(
+        self,
+        name: str,
+        value: Tensor,
+        shape: Sequence[int] | None = None,
+        *,
+        samples: Sequence[int] | None = None,
+        target: Any = None,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+    ) -> Block:
+        """Add the block of one site.
+
+        Args:
+            name: The name of the site.
+            value: What is perturbed.
+            shape: The shape of its tangents: of one sample for activations; by default the value's.
+            samples: The samples that want tangents of their own, ``None`` to share one set.
+            target: What the loss compares with, for sources that use it.
+            loss: From outputs and target to the losses ``[b]``, for sources that use it.
+        """
+        request = Request(
+            stream=self.stream,
+            site=len(self.blocks),
+            shape=tuple(value.shape if shape is None else shape),
+            samples=samples,
+            offset=self.dimension,
+            dtype=value.dtype,
+            device=value.device,
+            name=name,
+            primal=value,
+            target=target,
+            loss=loss,
+        )
+        block = self.blocks[name] = self._kind(self.source, request, self._dtype)
+        return block
+
+    def with_output(self, output: Tensor, output_gradient: Tensor) -> None:
+        """Add the model's output to what the source knows, before the first use of a block."""
+        for block in self.blocks.values():
+            block.with_output(output, output_gradient)
+
     def gram(self) -> Tensor:
         """``V V^T`` in float64, the sum over the blocks: ``[K, K]``, or ``[b, K, K]``."""
         small, grams = [], []
         for block in self.blocks.values():
-            pieces = [_rows(tangents, block.count) for _, tangents in block.pieces()]
-            if len(pieces) == 1 and pieces[0].numel() <= _SMALL and len(pieces[0]) == 1:
-                small.append(pieces[0])
+            if block.is_small:
+                small.append(block.flat_rows())
             else:
-                grams.append(torch.cat([_gram(rows) for rows in pieces]))
+                grams.append(block.gram())
         if small:  # one product for many blocks
-            grams.append(_gram(torch.cat(small, 2)))
+            grams.append(gram_of(torch.cat(small, 2)))
         total = grams[0] if len(grams) == 1 else sum(grams[1:], start=grams[0])
         return total[0] if len(total) == 1 else total
 
+    def apply(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """``V g``: the directional derivatives ``[K, b]`` for gradients ``[b, *shape]`` by name."""
+        along = [self.blocks[name].apply(gradient) for name, gradient in gradients.items()]
+        return torch.stack(along).sum(0)
+
     def combine(self, coefficients: Tensor) -> dict[str, Tensor]:
-        """``g = V^T c`` for coefficients ``[K, b]``, block by block: ``[b, *shape]``."""
-        return {name: _combined(block, coefficients) for name, block in self.blocks.items()}
+        """``V^T c`` for coefficients ``[K, *M]``, block by block: ``[*M, *shape]``."""
+        columns = coefficients if coefficients.ndim > 1 else coefficients.unsqueeze(1)
+        combined = {name: block.combine(columns) for name, block in self.blocks.items()}
+        if coefficients.ndim > 1:
+            return combined
+        return {name: gradient[0] for name, gradient in combined.items()}
 
 
-def _rows(tangents: Tensor, count: int) -> Tensor:
-    """Tangents ``[at most K, 1 or b, *shape]`` as ``[1 or b, K, n]``."""
-    rows = tangents.reshape(*tangents.shape[:2], -1).transpose(0, 1)
-    missing = count - len(tangents)
-    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+def _flat(tangents: Tensor) -> Tensor:
+    """Tangents ``[K, 1 or b, *shape]`` as ``[K, 1 or b, n]``."""
+    return tangents.reshape(*tangents.shape[:2], -1)
 
 
-def _gram(rows: Tensor) -> Tensor:
+def gram_of(rows: Tensor) -> Tensor:
+    """``V V^T`` in float64 for rows ``[1 or b, K, n]``."""
     rows = rows.double()
     return rows @ rows.mT
-
-
-def _combined(block: Block, coefficients: Tensor) -> Tensor:
-    combined = []
-    for samples, tangents in block.pieces():
-        rows = tangents.reshape(*tangents.shape[:2], -1)  # [K, 1 or b, n]
-        rows = rows.to(block.request.dtype)
-        weights = coefficients[: len(rows), samples].to(rows.dtype)
-        if rows.shape[1] == 1:
-            combined.append(weights.mT @ rows[:, 0])
-        else:
-            combined.append(torch.einsum("kb,kbn->bn", weights, rows))
-    together = combined[0] if len(combined) == 1 else torch.cat(combined)
-    return together.reshape(-1, *block.request.shape)

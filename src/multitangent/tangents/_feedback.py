@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent.tangents._informed import InformedSource, Learner, guess_block
+from multitangent.tangents._guesses import GuessSource, StatefulSource, guess_block
+from multitangent.tangents._observation import Needs, Observation
 from multitangent.tangents._positions import mean_square
-from multitangent.tangents._source import Lesson, Request
+from multitangent.tangents._request import Request
 
 
 @dataclass(frozen=True)
-class Feedback(InformedSource):
+class Feedback(GuessSource):
     """Guesses ``e B`` of the gradient: the output's error e, sent to every site by a matrix.
 
     The gradient of a sample's activations is ``e J``, with e the derivative of its loss by the
@@ -29,13 +30,14 @@ class Feedback(InformedSource):
     has brought its ``J v`` to the model's output, and with p = softmax(z) and m = n / lambda (where
     lambda is the tangents' largest variance at a position over their mean one)
 
-        ``B_c <- B_c + rate m / (m + M) sum p_c / |p|^2 (J v - B(z) v) v^T / |v|^2``,
+        ``B_c <- B_c + step_size m / (m + M) sum p_c / |p|^2 (J v - B(z) v) v^T / |v|^2``,
 
     over the step's M random tangents, is a step of normalised least mean squares. For tangents of
-    independent random entries it is stable for any M up to a rate of 1. With ``share="sample"``
-    every sample brings tangents of its own, so M = K B, and the matrices are known within a few
-    steps; with ``share="batch"`` M = K. Tangents that samples repeat, as those of `StandardBasis`,
-    are none to learn from. The softmax is over all numbers of a sample's output.
+    independent random entries it is stable for any M up to a step size of 1. With
+    ``share="sample"`` every sample brings tangents of its own, so M = K B, and the matrices are
+    known within a few steps; with ``share="batch"`` M = K. Nothing can be learned from tangents
+    that samples repeat, such as those of `StandardBasis`. The softmax is over all numbers of a
+    sample's output.
 
     Nothing is sent backwards from site to site: the error goes from the output to all sites at
     once, as in direct feedback alignment (Nokland 2016), and the weights of other layers are not
@@ -45,7 +47,7 @@ class Feedback(InformedSource):
     Args:
         num_tangents: K. Site i has its guess in tangent i modulo K: with one tangent all sites
             have a common length to be found, with one for every site each its own.
-        rate: Of the learning, above 0 and at most 1.
+        step_size: Of the learning, above 0 and at most 1.
         gated: Whether there is a matrix for every output unit, ``[outputs^2, n]`` numbers, rather
             than one for all samples, ``[outputs, n]``.
 
@@ -68,26 +70,29 @@ class Feedback(InformedSource):
     """
 
     num_tangents: int = 1
-    rate: float = 0.5
+    step_size: float = 0.5
     gated: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"`rate` should be above 0 and at most 1. Found {self.rate!r}.")
+        if not 0 < self.step_size <= 1:
+            raise ValueError(
+                f"`step_size` should be above 0 and at most 1. Found {self.step_size!r}."
+            )
 
-    def started(self) -> _LearnedFeedback:
+    def init(self) -> _LearnedFeedback:
         return _LearnedFeedback(self)
 
 
-class _LearnedFeedback(Learner[Feedback]):
+class _LearnedFeedback(StatefulSource[Feedback]):
     """The matrices of one gradient, one below the other: ``[gates * outputs, n]`` by site."""
-
-    sees_output = True
 
     def __init__(self, options: Feedback) -> None:
         super().__init__(options)
         self.matrices: dict[str, Tensor] = {}
+
+    def needs(self, step: int) -> Needs:
+        return Needs.OUTPUT | Needs.OUTPUT_TANGENTS | Needs.UPDATE
 
     def draw(self, request: Request) -> Tensor:
         error = request.output_gradient
@@ -115,20 +120,20 @@ class _LearnedFeedback(Learner[Feedback]):
         return (self._gates(request).unsqueeze(2) * errors).flatten(1)
 
     @torch.no_grad()
-    def learn(self, lesson: Lesson) -> None:
-        responses = lesson.output_tangents
-        random = [k for k, guess in enumerate(lesson.informed) if not guess]
+    def update(self, observation: Observation) -> None:
+        responses = observation.output_tangents
+        random = [k for k, guess in enumerate(observation.guesses) if not guess]
         if not random or responses is None:
             raise ValueError(
                 "`Feedback` should have random tangents beside it, from which it learns. Found "
                 "none. Try `Normal(2) + Feedback()`."
             )
-        requests = lesson.requests
+        requests = observation.requests
         shared = all(request.samples is None for request in requests.values())
         samples = slice(0, 1) if shared else slice(None)
         drawn = {
             name: rows[random][:, samples].to(requests[name].dtype)
-            for name, rows in lesson.tangents.items()
+            for name, rows in observation.tangents.items()
         }
         vectors = {name: rows.flatten(2) for name, rows in drawn.items()}  # [K, 1 or b, n]
         answers = responses[random].reshape(len(random), responses.shape[1], -1)
@@ -153,8 +158,8 @@ class _LearnedFeedback(Learner[Feedback]):
             float(mean_square(rows, tuple(rows.shape[2:])).max()) for rows in drawn.values()
         )
         dimension = float(squared.mean()) / max(largest, 1e-30)  # the effective one
-        rate = self.options.rate * dimension / (dimension + squared.numel())
-        return rate / squared.clamp(min=1e-30)
+        step_size = self.options.step_size * dimension / (dimension + squared.numel())
+        return step_size / squared.clamp(min=1e-30)
 
     def _matrix(self, name: str, vectors: Tensor, gates: Tensor, answers: Tensor) -> Tensor:
         if name not in self.matrices:

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multitangent.tangents._informed import InformedSource, Learner, guess_block
-from multitangent.tangents._source import Lesson, Request
+from multitangent.tangents._guesses import GuessSource, StatefulSource, guess_block
+from multitangent.tangents._observation import Needs, Observation
+from multitangent.tangents._request import Request
 
 
 @dataclass(frozen=True)
-class LocalLoss(InformedSource):
+class LocalLoss(GuessSource):
     """Guesses from local losses: every site has a linear head that predicts the model's output.
 
     The guess is the gradient of the head's loss, the user's own, by the site's value, sample by
@@ -25,7 +26,7 @@ class LocalLoss(InformedSource):
 
     Args:
         num_tangents: K. Site i has its guess in tangent i modulo K.
-        rate: Adam's learning rate for the heads.
+        learning_rate: Adam's, for the heads.
         pool: Cells along each axis that a head sees of a feature map.
 
     Raises:
@@ -41,21 +42,21 @@ class LocalLoss(InformedSource):
     """
 
     num_tangents: int = 1
-    rate: float = 0.01
+    learning_rate: float = 0.01
     pool: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.rate > 0:
-            raise ValueError(f"`rate` should be above 0. Found {self.rate!r}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` should be above 0. Found {self.learning_rate!r}.")
         if self.pool < 1:
             raise ValueError(f"`pool` should be at least 1. Found {self.pool!r}.")
 
-    def started(self) -> _LocalHeads:
+    def init(self) -> _LocalHeads:
         return _LocalHeads(self)
 
 
-class _LocalHeads(Learner[LocalLoss]):
+class _LocalHeads(StatefulSource[LocalLoss]):
     """The heads of one gradient, by site."""
 
     def __init__(self, options: LocalLoss) -> None:
@@ -64,9 +65,9 @@ class _LocalHeads(Learner[LocalLoss]):
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._output_shape: tuple[int, ...] | None = None
 
-    @property
-    def sees_output(self) -> bool:
-        return self._output_shape is None  # in the first step, for its shape
+    def needs(self, step: int) -> Needs:
+        known = self._output_shape is not None  # as it is from the first step on
+        return Needs.UPDATE if known else Needs.UPDATE | Needs.OUTPUT
 
     def draw(self, request: Request) -> Tensor:
         if request.batch is None or request.primal is None:
@@ -79,8 +80,8 @@ class _LocalHeads(Learner[LocalLoss]):
             (guess,) = torch.autograd.grad(self._losses(value, request).sum(), value)
         return guess_block(guess, request, self.num_tangents)
 
-    def learn(self, lesson: Lesson) -> None:
-        for name, request in lesson.requests.items():
+    def update(self, observation: Observation) -> None:
+        for name, request in observation.requests.items():
             assert request.primal is not None
             with torch.enable_grad():
                 loss = self._losses(request.primal.detach(), request).mean()
@@ -113,7 +114,7 @@ class _LocalHeads(Learner[LocalLoss]):
             head.weight.zero_()
             head.bias.zero_()
         self._heads[name] = head
-        self._optimizers[name] = torch.optim.Adam(head.parameters(), self.options.rate)
+        self._optimizers[name] = torch.optim.Adam(head.parameters(), self.options.learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
         return {

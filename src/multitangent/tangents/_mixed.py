@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from multitangent.tangents._random import Normal
-from multitangent.tangents._source import Request, TangentSource, check_count
+from multitangent.tangents._request import Request
+from multitangent.tangents._source import TangentSource, check_count
 
 
 def _lengths(gram: Tensor) -> Tensor:
@@ -43,8 +44,8 @@ class Normalized(TangentSource):
     def sources(self) -> tuple[TangentSource, ...]:
         return (self.inner,)
 
-    def started(self) -> TangentSource:
-        return Normalized(self.inner.started())
+    def init(self) -> TangentSource:
+        return Normalized(self.inner.init())
 
     def draw(self, request: Request) -> Tensor:
         return self.inner.draw(request)

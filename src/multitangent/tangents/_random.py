@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from multitangent.tangents._source import Request, TangentSource, check_count, draw_independent
+from multitangent.tangents._request import Request
+from multitangent.tangents._source import TangentSource, check_count
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,7 @@ class Normal(TangentSource):
         check_count(self.num_tangents)
 
     def draw(self, request: Request) -> Tensor:
-        return draw_independent(
-            request, self.num_tangents, lambda row, generator: row.normal_(generator=generator)
-        )
+        return request.random.normal(self.num_tangents)
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,4 @@ class Rademacher(TangentSource):
         check_count(self.num_tangents)
 
     def draw(self, request: Request) -> Tensor:
-        return draw_independent(
-            request,
-            self.num_tangents,
-            lambda row, generator: row.random_(0, 2, generator=generator).mul_(2).sub_(1),
-        )
+        return request.random.rademacher(self.num_tangents)

@@ -20,7 +20,7 @@ class Stream:
         self.step = step
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def key(self, *place: int | str) -> int:
+    def fold_in(self, *place: int | str) -> int:
         """The seed of a place; those that follow it are free for the rows of a block."""
         text = repr((self.seed, self.step, *place)).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1

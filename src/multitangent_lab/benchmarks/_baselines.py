@@ -6,100 +6,102 @@ in another way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad as _forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from multitangent._batch import call_model
-from multitangent._estimator import GradientEstimator
-from multitangent.perturbation import ActivationSweep, Site, Sweep, Visitor, observed
+from multitangent.engine import Derivatives, Engine
+from multitangent.gradient import GradientEstimator
+from multitangent.perturbation import Run
+from multitangent.tangents import Tangents
 
 forward_ad: Any = _forward_ad  # which has no types
 
 
-class PythonLoop(GradientEstimator):
+class _Baseline:
+    """An engine that knows the model, whose batch normalisation must not count what it sees."""
+
+    statistics: Literal["frozen"] = "frozen"
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        counting: list[Any] = [
+            module
+            for module in self._model.modules()
+            if getattr(module, "num_batches_tracked", None) is not None
+        ]
+        counts = [module.num_batches_tracked for module in counting]
+        for module in counting:
+            module.num_batches_tracked = None
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward derivative
+                yield
+        finally:
+            for module, count in zip(counting, counts, strict=True):
+                module.num_batches_tracked = count
+
+
+class _LoopEngine(_Baseline):
     """One forward pass over `torch.autograd.forward_ad` dual numbers for each tangent."""
 
-    def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
-        assert isinstance(sweep, ActivationSweep)
-        losses = sweep.record()
-        blocks = [block.rows() for block in sweep.tangents.blocks.values()]
+    @torch.no_grad()
+    def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
+        losses = run.prepare()
+        assert losses is not None
         rows = []
-        for k in range(len(blocks[0])):
-            with torch.no_grad(), forward_ad.dual_level(), _frozen(sweep):
+        for k in range(tangents.num_tangents):
+            with forward_ad.dual_level(), self._uncounted():
 
-                def inject(value: Tensor, site: int, k: int = k) -> Tensor:
+                def inject(value: Tensor, name: str, samples: slice, k: int = k) -> Tensor:
                     primal, tangent = forward_ad.unpack_dual(value)
-                    block = blocks[site][k].expand_as(primal)
-                    return forward_ad.make_dual(
-                        primal, block if tangent is None else tangent + block
-                    )
+                    row = tangents.blocks[name].rows()[k].expand_as(primal)
+                    return forward_ad.make_dual(primal, row if tangent is None else tangent + row)
 
-                rows.append(forward_ad.unpack_dual(_run(sweep, inject)).tangent)
-        return losses, torch.stack(rows)
+                found = run.evaluate(run.batch, inject).losses
+                rows.append(forward_ad.unpack_dual(found).tangent)
+        return Derivatives(losses, torch.stack(rows))
+
+
+class _VmapEngine(_Baseline):
+    """``torch.func.vmap(torch.func.jvp(model))`` over the K tangents."""
+
+    @torch.no_grad()
+    def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
+        losses = run.prepare()
+        assert losses is not None
+        rows = {name: block.rows() for name, block in tangents.blocks.items()}
+        origin = {name: torch.zeros_like(block[0]) for name, block in rows.items()}
+
+        def perturbed(offsets: dict[str, Tensor]) -> Tensor:
+            def inject(value: Tensor, name: str, samples: slice) -> Tensor:
+                return value + offsets[name]
+
+            return run.evaluate(run.batch, inject).losses
+
+        def along(row: dict[str, Tensor]) -> Tensor:
+            return torch.func.jvp(perturbed, (origin,), (row,))[1]
+
+        with self._uncounted():
+            return Derivatives(losses, torch.func.vmap(along)(rows))
+
+
+class PythonLoop(GradientEstimator):
+    """A forward gradient by a loop over dual numbers."""
+
+    def _engine(self, micro_batch: int) -> Engine:
+        return _LoopEngine(self.model)
 
 
 class VmapJvp(GradientEstimator):
-    """``torch.func.vmap(torch.func.jvp(model))`` over the K tangents."""
+    """A forward gradient by `torch.func`."""
 
-    def _differentiate(self, sweep: Sweep) -> tuple[Tensor, Tensor]:
-        assert isinstance(sweep, ActivationSweep)
-        losses = sweep.record()
-        blocks = tuple(block.rows() for block in sweep.tangents.blocks.values())
-        origin = tuple(torch.zeros_like(block[0]) for block in blocks)
-
-        def perturbed(*offsets: Tensor) -> Tensor:
-            return _run(sweep, lambda value, site: value + offsets[site])
-
-        def along(*tangents: Tensor) -> Tensor:
-            return torch.func.jvp(perturbed, origin, tangents)[1]
-
-        with torch.no_grad(), _frozen(sweep):
-            return losses, torch.func.vmap(along)(*blocks)
-
-
-def _run(sweep: ActivationSweep, inject: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """The losses of a forward pass with something done at every site."""
-    with observed(sweep.sites, _Injector(inject)):
-        output = call_model(sweep.setting.model, sweep.batch.inputs)
-    return sweep.setting.losses(output, sweep.batch)
-
-
-@contextmanager
-def _frozen(sweep: ActivationSweep) -> Iterator[None]:
-    """Batch normalisation with the statistics of the recorded batch, which it does not count."""
-    counting: list[Any] = [
-        module
-        for module in sweep.setting.model.modules()
-        if getattr(module, "num_batches_tracked", None) is not None
-    ]
-    counts = [module.num_batches_tracked for module in counting]
-    for module in counting:
-        module.num_batches_tracked = None
-    try:
-        # Fused attention has no forward derivative.
-        recorded = sweep.recorded.to_differentiate()
-        held = sweep.setting.part_of_batch(sweep.batch, "hold", recorded=recorded)
-        with held, sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        for module, count in zip(counting, counts, strict=True):
-            module.num_batches_tracked = count
-
-
-class _Injector(Visitor):
-    def __init__(self, inject: Callable[[Tensor, int], Tensor]) -> None:
-        super().__init__()
-        self._inject = inject
-        self._count = 0
-
-    def leave(self, site: Site, output: Any) -> Any:
-        if not self._ends(site):
-            return output
-        self._count += 1
-        return self._inject(output, self._count - 1)
+    def _engine(self, micro_batch: int) -> Engine:
+        return _VmapEngine(self.model)

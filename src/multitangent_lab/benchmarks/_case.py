@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multitangent._estimator import GradientEstimator
-from multitangent._forward_gradient import ForwardGradient
 from multitangent.aggregation import Projection
+from multitangent.gradient import ForwardGradient, GradientEstimator
 from multitangent.perturbation import Activations
 from multitangent.tangents import Normal
 from multitangent_lab.benchmarks._baselines import PythonLoop, VmapJvp
-from multitangent_lab.benchmarks.config import BenchConfig
+from multitangent_lab.config import BenchConfig
 from multitangent_lab.models import build_model
 
 BATCH = {"fc": 64, "resnet18": 128, "vit": 64}

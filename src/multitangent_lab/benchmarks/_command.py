@@ -18,7 +18,7 @@ from multitangent_lab.benchmarks._plots import draw_cosines, draw_tangents
 from multitangent_lab.benchmarks._push import time_push
 from multitangent_lab.benchmarks._statistics import compare_statistics
 from multitangent_lab.benchmarks._step import time_step
-from multitangent_lab.benchmarks.config import BenchConfig
+from multitangent_lab.config import BenchConfig
 
 _FIGURES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {
     "step": time_step,

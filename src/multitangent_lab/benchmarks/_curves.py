@@ -11,7 +11,7 @@ from torch import Tensor
 from multitangent_lab.benchmarks._case import Case, baselines, gradient_of, make_case, make_gradient
 from multitangent_lab.benchmarks._memory import measure_memory
 from multitangent_lab.benchmarks._timing import interleaved, medians, ratio
-from multitangent_lab.benchmarks.config import BenchConfig
+from multitangent_lab.config import BenchConfig
 
 _MEMORY = ("backpropagation", "weights_redrawn", "activations", "activations_recomputed")
 

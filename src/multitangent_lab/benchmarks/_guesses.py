@@ -8,12 +8,11 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from multitangent_lab._named_gradients import build_gradient
 from multitangent_lab.benchmarks._case import Case, make_case, make_gradient
 from multitangent_lab.benchmarks._flops import count_flops
 from multitangent_lab.benchmarks._timing import interleaved
-from multitangent_lab.benchmarks.config import BenchConfig
-from multitangent_lab.training.config import TrainConfig
+from multitangent_lab.config import BenchConfig, TrainConfig
+from multitangent_lab.training import build_gradient
 
 _COUNTS = {"feedback": 4, "local": 4, "informed": 8}  # of the gradients of `multitangent train`
 

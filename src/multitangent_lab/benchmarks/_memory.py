@@ -10,7 +10,7 @@ import torch
 
 from multitangent.perturbation import Activations
 from multitangent_lab.benchmarks._case import Case, device_of, make_case, make_gradient
-from multitangent_lab.benchmarks.config import BenchConfig
+from multitangent_lab.config import BenchConfig
 
 METHODS: dict[str, dict[str, Any] | None] = {
     "inference": None,

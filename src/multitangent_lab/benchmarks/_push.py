@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from multitangent._batch import whole
-from multitangent._estimator import GradientEstimator
-from multitangent.perturbation import Site, Visitor, observed
+from multitangent.gradient import GradientEstimator
+from multitangent.tangents import Tangents
 from multitangent_lab.benchmarks._baselines import VmapJvp
 from multitangent_lab.benchmarks._case import Case, make_case, make_gradient
 from multitangent_lab.benchmarks._timing import interleaved, medians, ratio
-from multitangent_lab.benchmarks.config import BenchConfig
+from multitangent_lab.config import BenchConfig
 
 
 def time_push(config: BenchConfig) -> dict[str, Any]:
@@ -47,8 +47,9 @@ def time_push(config: BenchConfig) -> dict[str, Any]:
 
 def _push(case: Case, gradient: GradientEstimator) -> Callable[[], object]:
     def push() -> None:
-        batch = whole(case.x, case.y)
-        gradient._differentiated(gradient._setting(batch), batch)
+        problem, batch, stream = gradient.prepare(case.x, case.y)
+        tangents = Tangents(problem.source, stream)
+        problem.engine(problem.perturbation(batch, stream, tangents), tangents)
         gradient.step += 1
 
     return push
@@ -56,22 +57,15 @@ def _push(case: Case, gradient: GradientEstimator) -> Callable[[], object]:
 
 def share_after_first_site(case: Case, gradient: GradientEstimator) -> float:
     """The fraction of a forward pass's floating-point operations that tangents go through."""
+    problem, batch, stream = gradient.prepare(case.x, case.y)
+    run = problem.perturbation(batch, stream, Tangents(problem.source, stream))
     counter = FlopCounterMode(display=False)
-    first = _First(counter)
-    with torch.no_grad(), counter, observed(gradient._sweep.sites, first):
-        case.model(case.x)
-    return 1 - (first.before or 0) / counter.get_total_flops()
+    before: list[int] = []
 
+    def count(value: Tensor, name: str, samples: slice) -> Tensor:
+        before.append(counter.get_total_flops())
+        return value
 
-class _First(Visitor):
-    """Reads the counter when the first site is done."""
-
-    def __init__(self, counter: FlopCounterMode) -> None:
-        super().__init__()
-        self._counter = counter
-        self.before: int | None = None
-
-    def leave(self, site: Site, output: Any) -> Any:
-        if self.before is None:
-            self.before = self._counter.get_total_flops()
-        return output
+    with torch.no_grad(), counter:
+        run.evaluate(batch, count, "coupled")
+    return 1 - before[0] / counter.get_total_flops()

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from multitangent._batch import whole
-from multitangent.perturbation import ActivationSweep
+from multitangent.engine import Backpropagation
+from multitangent.tangents import Tangents
 from multitangent_lab.benchmarks._case import Case, gradient_of, make_case, make_gradient
-from multitangent_lab.benchmarks.config import BenchConfig
+from multitangent_lab.config import BenchConfig
 
 STEPS = (0, 10, 50)
+_STATISTICS: tuple[Literal["frozen", "coupled"], ...] = ("frozen", "coupled")
 
 
 def compare_statistics(config: BenchConfig) -> dict[str, Any]:
@@ -33,21 +34,20 @@ def compare_statistics(config: BenchConfig) -> dict[str, Any]:
         if step in STEPS:
             case.backpropagation()
             true = gradient_of(case)
-            for name, statistics in (("frozen", "hold"), ("coupled", "couple")):
-                found = _exact(config, case, statistics)  # type: ignore[arg-type]
+            for statistics in _STATISTICS:
+                found = _exact(config, case, statistics)
                 cosine = found @ true / (found.norm() * true.norm())
-                cosines[f"cosine_{name}"].append(round(float(cosine), 4))
+                cosines[f"cosine_{statistics}"].append(round(float(cosine), 4))
             optimizer.zero_grad()
         case.backpropagation()
         optimizer.step()
     return {"steps": list(STEPS), **cosines}
 
 
-def _exact(config: BenchConfig, case: Case, statistics: Literal["hold", "couple"]) -> Tensor:
-    case.model.zero_grad()
-    estimator = make_gradient(config, case)
-    batch = whole(case.x, case.y)
-    sweep = estimator._sweep(estimator._setting(batch), batch)
-    assert isinstance(sweep, ActivationSweep)
-    sweep.pull_exact(statistics)
-    return gradient_of(case)
+def _exact(config: BenchConfig, case: Case, statistics: Literal["frozen", "coupled"]) -> Tensor:
+    problem, batch, stream = make_gradient(config, case).prepare(case.x, case.y)
+    tangents = Tangents(problem.source, stream)
+    run = problem.perturbation(batch, stream, tangents)
+    _, values = Backpropagation(statistics).gradients(run, tangents)
+    gradients = run.pullback(values)
+    return torch.cat([gradients[p].flatten() for p in case.model.parameters()]).double()

@@ -6,7 +6,7 @@ from typing import Any
 
 from multitangent_lab.benchmarks._case import baselines, make_case, make_gradient
 from multitangent_lab.benchmarks._timing import interleaved, medians, ratio
-from multitangent_lab.benchmarks.config import BenchConfig
+from multitangent_lab.config import BenchConfig
 
 
 def time_step(config: BenchConfig) -> dict[str, Any]:

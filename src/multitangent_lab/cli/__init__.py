@@ -1,5 +1,5 @@
 """The command `multitangent`."""
 
-from multitangent_lab.cli._main import main
+from multitangent_lab.cli._main import commands, main, parse
 
-__all__ = ["main"]
+__all__ = ["commands", "main", "parse"]

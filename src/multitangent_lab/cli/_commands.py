@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from multitangent_lab.cli._progress import ProgressBar, progress_bars
+from multitangent_lab.config import CompareConfig, TrainConfig
 from multitangent_lab.training import Comparison, TrainResult, compare, train
-from multitangent_lab.training.config import CompareConfig, TrainConfig
 
 
 def run_train(config: TrainConfig, *, json: bool) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from importlib import import_module
 from operator import or_
 from typing import Annotated, Any
 
+from multitangent_lab._errors import ConfigError, DataError
+
 
 @dataclass(frozen=True)
 class _Command:
@@ -36,22 +38,25 @@ class _Command:
 
 def commands() -> dict[str, _Command]:
     """Returns the commands by name."""
-    from multitangent_lab.benchmarks.config import BenchConfig
-    from multitangent_lab.cli import _presets
-    from multitangent_lab.experiments.config import ReproduceConfig
-    from multitangent_lab.search.config import SearchConfig, SuggestConfig
-    from multitangent_lab.training.config import CompareConfig, TrainConfig
+    from multitangent_lab.config import (
+        COMPARE_PRESETS,
+        TRAIN_PRESETS,
+        BenchConfig,
+        CompareConfig,
+        ReproduceConfig,
+        SearchConfig,
+        SuggestConfig,
+        TrainConfig,
+    )
 
     home = "multitangent_lab.cli._commands"
     return {
-        "train": _Command(TrainConfig, _presets.TRAIN, f"{home}:run_train"),
-        "compare": _Command(CompareConfig, _presets.COMPARE, f"{home}:run_compare"),
-        "reproduce": _Command(
-            ReproduceConfig, {}, "multitangent_lab.experiments._command:run_reproduce"
-        ),
-        "lr-search": _Command(SearchConfig, {}, "multitangent_lab.search._command:run_search"),
-        "lr-suggest": _Command(SuggestConfig, {}, "multitangent_lab.search._command:run_suggest"),
-        "bench": _Command(BenchConfig, {}, "multitangent_lab.benchmarks._command:run_bench"),
+        "train": _Command(TrainConfig, TRAIN_PRESETS, f"{home}:run_train"),
+        "compare": _Command(CompareConfig, COMPARE_PRESETS, f"{home}:run_compare"),
+        "reproduce": _Command(ReproduceConfig, {}, "multitangent_lab.experiments:run_reproduce"),
+        "lr-search": _Command(SearchConfig, {}, "multitangent_lab.search:run_search"),
+        "lr-suggest": _Command(SuggestConfig, {}, "multitangent_lab.search:run_suggest"),
+        "bench": _Command(BenchConfig, {}, "multitangent_lab.benchmarks:run_bench"),
     }
 
 
@@ -124,10 +129,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_bad_input(error: Exception) -> bool:
-    from multitangent_lab.training import ConfigError
-
-    if isinstance(error, ConfigError | ImportError):
-        return True
-    from multitangent_lab.data import DataError
-
-    return isinstance(error, DataError)
+    return isinstance(error, ConfigError | DataError | ImportError)

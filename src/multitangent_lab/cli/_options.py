@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from tyro.conf import arg
 
-from multitangent_lab.training import ConfigError
+from multitangent_lab.config import ConfigError
 
 Config = TypeVar("Config")
 

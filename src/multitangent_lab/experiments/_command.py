@@ -21,10 +21,10 @@ from rich.progress import (
 
 from multitangent_lab._files import write_csv, write_text
 from multitangent_lab._provenance import provenance
+from multitangent_lab.config import NETWORKS, ReproduceConfig
 from multitangent_lab.experiments._experiment import Claim
 from multitangent_lab.experiments._store import Store
 from multitangent_lab.experiments._workers import experiment_of, run_cells
-from multitangent_lab.experiments.config import NETWORKS, ReproduceConfig
 from multitangent_lab.training import ConfigError
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multitangent import Cone, Normal, Previous, Projection
+from multitangent import Normal, Projection
 from multitangent.aggregation import Aggregator
-from multitangent_lab._named_gradients import AGGREGATORS
+from multitangent.tangents import Cone, RunningMean
 from multitangent_lab.experiments._store import Cell, Row
 from multitangent_lab.functions import FUNCTIONS, Estimate, TrueGradient, descend
+from multitangent_lab.training import AGGREGATORS
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ _DECAYS = {"previous": 0.0, "running mean": 0.9}
 def estimate_of(gradient: str, num_tangents: int, angle: float | None = None) -> Estimate:
     """The estimate of that name, with tangents on a cone if there is an angle."""
     if gradient in _DECAYS:
-        guess = Previous(decay=_DECAYS[gradient])
+        guess = RunningMean(decay=_DECAYS[gradient])
         return Estimate(Normal(num_tangents - 1) + guess, Projection())
     source = Normal(num_tangents) if angle is None else Cone(num_tangents, angle)
     return Estimate(source, AGGREGATORS[gradient])

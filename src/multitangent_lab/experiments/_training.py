@@ -11,12 +11,10 @@ from typing import Any, Literal
 import pandas as pd
 from lightning.pytorch import Callback
 
+from multitangent_lab.config import GradientName, TrainConfig, default_learning_rate
 from multitangent_lab.experiments._experiment import Context
 from multitangent_lab.experiments._store import Cell, OutOfTimeError, Row
-from multitangent_lab.training import NonFiniteLoss, train
-from multitangent_lab.training._learning_rates import default_learning_rate
-from multitangent_lab.training._train import evaluate_best
-from multitangent_lab.training.config import Gradient, TrainConfig
+from multitangent_lab.training import NonFiniteLoss, evaluate_best, train
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Training(Cell):
 
     model: Literal["fc", "resnet18", "vit"]
     dataset: Literal["digits", "mnist", "cifar10"]
-    gradient: Gradient
+    gradient: GradientName
     num_tangents: int
     seed: int
     learning_rate: float
@@ -57,7 +55,7 @@ class Training(Cell):
 def training(
     model: Literal["fc", "resnet18", "vit"],
     dataset: Literal["digits", "mnist", "cifar10"],
-    gradient: Gradient,
+    gradient: GradientName,
     num_tangents: int,
     seed: int,
     **options: Any,
@@ -71,7 +69,7 @@ def training(
 
 
 # The eight gradients, the most telling first.
-MOST_TELLING: Sequence[tuple[Gradient, int]] = (
+MOST_TELLING: Sequence[tuple[GradientName, int]] = (
     ("backpropagation", 1),
     ("projection", 16),
     ("mean", 16),

@@ -13,9 +13,9 @@ from time import monotonic
 import torch
 
 from multitangent_lab._allocator import keep_freed_memory
+from multitangent_lab.config import NETWORKS, ReproduceConfig
 from multitangent_lab.experiments._experiment import Context, Experiment
 from multitangent_lab.experiments._store import Cell, OutOfTimeError, Row, Store
-from multitangent_lab.experiments.config import NETWORKS, ReproduceConfig
 from multitangent_lab.training import ConfigError
 
 

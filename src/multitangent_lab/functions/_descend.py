@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multitangent._coefficients import combination
 from multitangent.aggregation import Aggregator, ControlVariate
 from multitangent.dual import DualTensor
+from multitangent.engine import ForwardMode
+from multitangent.gradient import Problem
+from multitangent.gradient import step as take_step
 from multitangent.learning_rate import StepRule
-from multitangent.tangents import Block, Lesson, Request, Stream, Tangents, TangentSource
+from multitangent.objective import Batch
+from multitangent.perturbation import Argument
+from multitangent.tangents import Needs, Stream, TangentSource
 from multitangent_lab.functions._functions import Function
 
 
@@ -22,7 +26,7 @@ from multitangent_lab.functions._functions import Function
 class TrueGradient:
     """The gradient itself, by backpropagation, to compare with."""
 
-    def started(self) -> TrueGradient:
+    def init(self) -> TrueGradient:
         return self
 
     def __call__(
@@ -37,8 +41,8 @@ class TrueGradient:
 class Estimate:
     """The forward gradient of K tangents.
 
-    Random tangents of a seed are the same at all learning rates; guesses, such as `Previous`, are
-    learned by every trajectory for itself.
+    Random tangents of a seed are the same at all learning rates. Every trajectory learns guesses,
+    such as `RunningMean`, for itself.
 
     Args:
         tangents: Where the tangents come from.
@@ -52,13 +56,13 @@ class Estimate:
     tangents: TangentSource
     aggregator: Aggregator
 
-    def started(self) -> Estimate:
-        """One whose source has a memory, if it is to learn."""
-        source = self.tangents.started()
-        if source.sees_output:
+    def init(self) -> Estimate:
+        """One whose source has a state, if it is to learn."""
+        source = self.tangents.init()
+        if source.needs(0) & Needs.OUTPUT:
             raise ValueError(
                 "`tangents` should not depend on a model's output, of which a function has none. "
-                f"Found {self.tangents!r}. Try Normal(2) + Previous()."
+                f"Found {self.tangents!r}. Try Normal(2) + RunningMean()."
             )
         if isinstance(self.aggregator, ControlVariate) and self.aggregator.gain == "auto":
             raise ValueError(
@@ -78,64 +82,26 @@ class Estimate:
             step: The count of the step.
             active: Which of all rates these are, ``[R]``, by default the first ones.
         """
-        if any(self.tangents.informed) or self.tangents.learns:
-            which = torch.arange(len(points)) if active is None else active
-            return self._each(function, points, step, which)
-        rates, seeds, dimension = points.shape
-        request = Request(
-            Stream(0, step), 0, (dimension,), range(seeds), 0, points.dtype, points.device
+        rates, seeds, _ = points.shape
+        batch, samples = Batch(points, None, slice(0, 1), 1), list(range(seeds))
+        if any(self.tangents.guesses) or self.tangents.needs(step):  # every trajectory for itself
+            which = torch.arange(rates) if active is None else active
+            trajectories = (which.unsqueeze(1) * seeds + torch.arange(seeds)).flatten()
+            # As if each were a class: a memory of its own.
+            batch = replace(batch, inputs=points.flatten(0, 1), target=trajectories)
+            samples = samples * rates
+        problem = Problem(
+            Argument(function, samples), self.tangents, self.aggregator, ForwardMode(micro_batch=1)
         )
-        drawn = Tangents()
-        block = Block(self.tangents, request, store=True)
-        drawn.add("x", block)
-        rows = block.rows().expand(-1, seeds, -1)  # [K, S, n]
-        values = function(DualTensor(points, rows.unsqueeze(1)))
-        assert isinstance(values, DualTensor)
-        jvps = values.tangents.expand(-1, rates, seeds)  # [K, R, S]
-        gram = drawn.gram().expand(seeds, -1, -1)
-        if rates <= _FEW:  # all problems at once
-            whole = gram.repeat(rates, 1, 1)
-            weights = self._coefficients(whole, jvps.flatten(1), dimension).view(jvps.shape)
-        else:  # one Gram matrix per seed, which all rates share
-            of_seeds = zip(gram, jvps.unbind(2), strict=True)
-            weights = torch.stack([self._coefficients(g, d, dimension) for g, d in of_seeds], 2)
-        return torch.einsum("krs,ksn->rsn", weights.to(rows.dtype), rows)
-
-    def _each(self, function: Function, points: Tensor, step: int, active: Tensor) -> Tensor:
-        """The estimates where every trajectory has tangents of its own."""
-        rates, seeds, dimension = points.shape
-        trajectories = (active.unsqueeze(1) * seeds + torch.arange(seeds)).flatten()
-        request = Request(
-            Stream(0, step),
-            0,
-            (dimension,),
-            list(range(seeds)) * rates,
-            0,
-            points.dtype,
-            points.device,
-            name="x",
-            primal=points.flatten(0, 1),
-            target=trajectories,  # as if each were a class: a memory of its own
-        )
-        drawn = Tangents()
-        drawn.add("x", Block(self.tangents, request, store=True))
-        values = function(DualTensor(points.flatten(0, 1), drawn.blocks["x"].rows()))
-        assert isinstance(values, DualTensor)
-        jvps = values.tangents.expand(-1, rates * seeds)
-        gradients = drawn.combine(self._coefficients(drawn.gram(), jvps, dimension))
-        if self.tangents.learns:
-            self.tangents.learn(Lesson({"x": request}, {}, self.tangents.informed, gradients))
-        return gradients["x"].view_as(points)
-
-    def _coefficients(self, gram: Tensor, jvps: Tensor, dimension: int) -> Tensor:
-        combined = combination(self.tangents, self.aggregator, gram, jvps, dimension)
-        return combined.coefficients
+        found = take_step(problem, batch, Stream(0, step))
+        if found.observation is not None:
+            self.tangents.update(found.observation)
+        return found.values["x"].view_as(points)
 
 
 Gradient = TrueGradient | Estimate
 
 _DIVERGED = 1e12  # times the first value
-_FEW = 32  # rates for which Gram matrices are rather repeated than taken one by one
 
 
 @dataclass(frozen=True)
@@ -214,7 +180,7 @@ def descend(
     reached = torch.where(best <= target, 0, -1)
     active = torch.arange(len(tried))
     running = torch.ones(len(tried), seeds, dtype=torch.bool)
-    gradient = gradient.started()
+    gradient = gradient.init()
     for step in range(1, limit + 1):
         update = -gradient(function, points, step, active)
         rate = schedule(points, update, active)

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from multitangent.learning_rate import suggest
-from multitangent_lab._named_gradients import AGGREGATORS
+from multitangent_lab.config import SearchConfig, SuggestConfig
 from multitangent_lab.search._search import search
-from multitangent_lab.search.config import SearchConfig, SuggestConfig
+from multitangent_lab.training import AGGREGATORS
 
 
 def run_search(config: SearchConfig, *, json: bool) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import optuna
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from multitangent import Previous, Projection
-from multitangent_lab._named_gradients import AGGREGATORS, SOURCES
+from multitangent import Projection
+from multitangent.tangents import RunningMean
+from multitangent_lab.config import SearchConfig
 from multitangent_lab.functions import FUNCTIONS, Estimate, TrueGradient, descend
-from multitangent_lab.search.config import SearchConfig
-from multitangent_lab.training import NonFiniteLoss, train
+from multitangent_lab.training import AGGREGATORS, SOURCES, NonFiniteLoss, train
 
 # From a trial with its learning rate to the value that is to be small.
 Objective = Callable[[optuna.trial.Trial, float], float]
@@ -41,7 +41,7 @@ def function_values(config: SearchConfig, rates: list[float]) -> list[float]:
     if config.gradient == "backpropagation":
         gradient = TrueGradient()
     elif config.gradient == "previous":
-        gradient = Estimate(random(count - 1) + Previous(), Projection())
+        gradient = Estimate(random(count - 1) + RunningMean(), Projection())
     else:
         source = random(1 if config.gradient == "single" else count)
         gradient = Estimate(source, AGGREGATORS[config.gradient])

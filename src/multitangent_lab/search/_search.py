@@ -17,11 +17,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from multitangent_lab._files import write_text
+from multitangent_lab.config import SearchConfig
 from multitangent_lab.search._objectives import Objective, build_objective, function_values
 from multitangent_lab.search._plot import draw_trials
-from multitangent_lab.search.config import SearchConfig
-from multitangent_lab.training import ConfigError
-from multitangent_lab.training._run_folder import to_toml
+from multitangent_lab.training import ConfigError, to_toml
 
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _BEAT = 10  # seconds between the signs of life of a worker

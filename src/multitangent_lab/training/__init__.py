@@ -1,35 +1,18 @@
-"""Training runs: configurations, the loop, comparisons.
+"""Training runs: the gradients by name, the loop, comparisons."""
 
-Names are handed on when they are first used, so that `multitangent_lab.training.config` can be
-imported without torch.
-"""
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from multitangent_lab._errors import ConfigError, NonFiniteLoss
-    from multitangent_lab.training._compare import Comparison, compare
-    from multitangent_lab.training._data import DatasetModule
-    from multitangent_lab.training._module import GradientModule
-    from multitangent_lab.training._result import TrainResult
-    from multitangent_lab.training._train import train
-    from multitangent_lab.training.config import CompareConfig, TrainConfig
-
-_HOMES = {
-    "CompareConfig": "config",
-    "Comparison": "_compare",
-    "ConfigError": "_errors",
-    "DatasetModule": "_data",
-    "GradientModule": "_module",
-    "NonFiniteLoss": "_errors",
-    "TrainConfig": "config",
-    "TrainResult": "_result",
-    "compare": "_compare",
-    "train": "_train",
-}
+from multitangent_lab._errors import ConfigError, NonFiniteLoss
+from multitangent_lab.config import CompareConfig, TrainConfig
+from multitangent_lab.training._compare import Comparison, compare
+from multitangent_lab.training._data import DatasetModule
+from multitangent_lab.training._module import GradientModule
+from multitangent_lab.training._named_gradients import AGGREGATORS, SOURCES, build_gradient
+from multitangent_lab.training._result import TrainResult
+from multitangent_lab.training._run_folder import to_toml
+from multitangent_lab.training._train import evaluate_best, train
 
 __all__ = [
+    "AGGREGATORS",
+    "SOURCES",
     "CompareConfig",
     "Comparison",
     "ConfigError",
@@ -38,12 +21,9 @@ __all__ = [
     "NonFiniteLoss",
     "TrainConfig",
     "TrainResult",
+    "build_gradient",
     "compare",
+    "evaluate_best",
+    "to_toml",
     "train",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -10,12 +10,12 @@ from lightning.pytorch import Callback
 from pandas import read_csv
 
 from multitangent_lab._files import write_text
+from multitangent_lab.config import CompareConfig, TrainConfig
 from multitangent_lab.training._curves import draw_curves
 from multitangent_lab.training._draw_quality import draw_quality
 from multitangent_lab.training._quality import QualityFile
 from multitangent_lab.training._result import TrainResult
 from multitangent_lab.training._train import train
-from multitangent_lab.training.config import CompareConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

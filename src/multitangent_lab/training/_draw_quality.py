@@ -73,8 +73,8 @@ def _short(place: str) -> str:
     """A source's text without its numbers; the name of a site as it is.
 
     Examples:
-        >>> _short("Balanced(inner=Normal(num_tangents=2), decay=0.9) #2"), _short("layer.1")
-        ('Balanced(Normal) #2', 'layer.1')
+        >>> _short("ScaledByRMS(inner=Normal(num_tangents=2), decay=0.9) #2"), _short("layer.1")
+        ('ScaledByRMS(Normal) #2', 'layer.1')
     """
     text, mark, count = place.partition(" #")
     names = re.findall(r"\w+(?=\()", text)

@@ -6,11 +6,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from multitangent import AutoStep
-from multitangent._conditions import NonFiniteError
+from multitangent import AutoStep, NonFiniteError
 from multitangent_lab._errors import NonFiniteLoss
-from multitangent_lab._named_gradients import Gradient
 from multitangent_lab.data import Batches
+from multitangent_lab.training._named_gradients import Gradient
 
 
 class GradientModule(LightningModule):

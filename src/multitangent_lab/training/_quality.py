@@ -6,9 +6,8 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from multitangent._assessment import Assessment
-from multitangent._conditions import NonFiniteError
-from multitangent._estimator import GradientEstimator
+from multitangent import NonFiniteError
+from multitangent.gradient import Assessment, GradientEstimator
 from multitangent_lab._files import write_csv
 from multitangent_lab.training._module import GradientModule
 

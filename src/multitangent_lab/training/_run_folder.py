@@ -9,7 +9,7 @@ from pathlib import Path
 
 from multitangent_lab._errors import ConfigError
 from multitangent_lab._files import write_text
-from multitangent_lab.training.config import TrainConfig, as_json
+from multitangent_lab.config import TrainConfig, as_json
 
 
 def is_finished(config: TrainConfig, folder: Path) -> bool:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from multitangent.perturbation import normalizes_batches
+from multitangent.objective import normalizes_batches
 from multitangent_lab.training._module import GradientModule
 
 _BATCHES = 20

@@ -11,21 +11,21 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 
 from multitangent import AutoStep
-from multitangent._estimator import GradientEstimator
+from multitangent.gradient import GradientEstimator
 from multitangent_lab._files import write_text
-from multitangent_lab._named_gradients import build_gradient
+from multitangent_lab.config import TrainConfig
 from multitangent_lab.data import Dataset, first_images, load_dataset
 from multitangent_lab.models import build_model
 from multitangent_lab.training._callbacks import MetricsFile
 from multitangent_lab.training._curves import draw_curves
 from multitangent_lab.training._data import DatasetModule
 from multitangent_lab.training._module import GradientModule
+from multitangent_lab.training._named_gradients import build_gradient
 from multitangent_lab.training._optimizers import build_optimizer
 from multitangent_lab.training._result import TrainResult, read_result
 from multitangent_lab.training._run_folder import begin, is_finished
 from multitangent_lab.training._statistics import Recalibration
 from multitangent_lab.training._trainer import build_trainer, choose_device, interruptible, quiet
-from multitangent_lab.training.config import TrainConfig
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResult:

@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from multitangent_lab._errors import ConfigError
+from multitangent_lab.config import TrainConfig
 from multitangent_lab.training._callbacks import StopAgain
-from multitangent_lab.training.config import TrainConfig
 
 _KNOWN_WARNINGS = (
     r"Checkpoint directory .* is not empty",  # of course not, when a run is continued

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from multitangent._conditions import tracing
+from multitangent._deferred_checks import tracing
 from multitangent.dual._algebra import full_tangents, primal, tangents
 from multitangent.dual._registry import register_composite, register_rule
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multitangent.dual._algebra import add, full, full_tangents, tangents
 from multitangent.dual._dispatch import copy_from, set_item
-from multitangent.dual._dual_tensor import DualTensor, with_rows
+from multitangent.dual._dual_tensor import DualTensor, pad_rows
 from multitangent.dual._fallback import jvp_by_vmap
 from multitangent.dual._registry import register_rule, register_views
 
@@ -81,14 +81,14 @@ def _set_item(out: Tensor, x: Any, index: Any, value: Any) -> Tensor:
         return jvp_by_vmap(set_item, (x, index, value), {}, count)[0]
     target, source = full_tangents(x), full_tangents(value)
     written = (
-        out.new_zeros(count, *out.shape) if target is None else with_rows(target, count).clone()
+        out.new_zeros(count, *out.shape) if target is None else pad_rows(target, count).clone()
     )
     place = (slice(None), *items)
     if source is None:
         written[place] = 0
         return written
     slot_ndim = written[place].ndim
-    source = with_rows(source, count)
+    source = pad_rows(source, count)
     written[place] = source.reshape(count, *[1] * (slot_ndim - source.ndim), *source.shape[1:])
     return written
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import add, full, primal, scaled
-from multitangent.dual._registry import register_precise, register_rule
+from multitangent.dual._registry import register_full_precision, register_rule
 
 
 @register_rule(F.cross_entropy)
@@ -98,4 +98,4 @@ def _refuse_old_reductions(size_average: Any, reduce: Any) -> None:
         )
 
 
-register_precise(F.cross_entropy, F.mse_loss)
+register_full_precision(F.cross_entropy, F.mse_loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multitangent.dual._registry import register_plain, register_rule
+from multitangent.dual._registry import register_nondifferentiable, register_rule
 
 _METHODS = """
     __bool__ __contains__ __eq__ __float__ __floordiv__ __format__ __ge__ __gt__
@@ -27,7 +27,7 @@ _FUNCTIONS = """
     randint_like  result_type round sgn sign trunc
 """.split()  # noqa: SIM905 (a list this long reads better as text)
 
-register_plain(
+register_nondifferentiable(
     *[getattr(Tensor, name) for name in _METHODS if hasattr(Tensor, name)],
     *[getattr(torch, name) for name in _FUNCTIONS if hasattr(torch, name)],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multitangent.dual._algebra import full, full_tangents
-from multitangent.dual._dual_tensor import DualTensor, with_rows
+from multitangent.dual._dual_tensor import DualTensor, pad_rows
 from multitangent.dual._registry import register_rule, register_views
 
 
@@ -202,7 +202,7 @@ def _joined(tensors: Sequence[Any], out: Tensor, join: Callable[[list[Tensor]], 
     parts = []
     for x in tensors:
         t = full_tangents(x)
-        parts.append(out.new_zeros(count, *x.shape) if t is None else with_rows(t, count))
+        parts.append(out.new_zeros(count, *x.shape) if t is None else pad_rows(t, count))
     return join(parts)
 
 

@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from pandas import DataFrame, concat
 from torch import Tensor
 
-from multitangent import Mean, Normal, Projection, Sum
-from multitangent.aggregation import Aggregator
-from multitangent.dual import DualTensor
-from multitangent.tangents import Request, Stream
+from multitangent.aggregation import Mean, Projection, Sum
+from multitangent.engine import ForwardMode
+from multitangent.gradient import Problem, combine, step
+from multitangent.objective import Batch
+from multitangent.perturbation import Argument
+from multitangent.tangents import Normal, Normalized, Stream
 from multitangent_lab._looks import finish
 from multitangent_lab.experiments._experiment import Claim, Context, Experiment
 from multitangent_lab.experiments._store import Cell, Row
@@ -82,22 +84,22 @@ def _at_once(cell: Approximation) -> int:
 def _estimates(cell: Approximation, part: int) -> dict[str, Tensor]:
     """Estimates ``[S, n]`` of the gradient for some seeds, in real forward mode."""
     n, seeds = cell.dimension, range(_at_once(cell))
-    request = Request(Stream(0, part), 0, (n,), seeds, 0, torch.float64, torch.device("cpu"))
-    drawn = Normal(cell.num_tangents).draw(request)  # [K, S, n]
-    values = torch.sum(DualTensor(drawn.new_zeros(len(seeds), n), drawn), -1)
-    assert isinstance(values, DualTensor)
-    lengths = drawn.norm(dim=-1)  # [K, S]
-    found = {}
-    for letter, scale in (("V", torch.ones_like(lengths)), ("W", 1 / lengths)):
-        tangents = (drawn * scale.unsqueeze(-1)).transpose(0, 1)  # [S, K, n]
-        gram, jvps = tangents @ tangents.mT, values.tangents * scale
-        aggregators: dict[str, Aggregator] = {f"sum {letter}": Sum(), f"mean {letter}": Mean()}
-        if letter == "V":
-            aggregators["projection"] = Projection()
-        for name, aggregator in aggregators.items():
-            coefficients = aggregator(gram, jvps, dimension=n)
-            found[name] = torch.einsum("ks,skn->sn", coefficients, tangents)
-    return found
+    normal = Normal(cell.num_tangents)
+    total = Argument(lambda x: x.sum(-1), samples=seeds)
+    points = torch.zeros(len(seeds), n, dtype=torch.float64)
+    found = step(
+        Problem(total, normal, Projection(), ForwardMode(micro_batch=1)),
+        Batch(points, None, slice(0, 1), 1),
+        Stream(0, part),
+    )
+    assert found.tangents is not None
+    estimates = {"projection": found.values["x"]}
+    # The other gradients are made of the same tangents and directional derivatives.
+    for letter, source in (("V", normal), ("W", Normalized(normal))):
+        for name, aggregator in (("sum", Sum()), ("mean", Mean())):
+            combination = combine(source, aggregator, found.gram, found.combination.jvps, n)
+            estimates[f"{name} {letter}"] = found.tangents.combine(combination.coefficients)["x"]
+    return {name: estimates[name] for name in _LOOKS if name in estimates}
 
 
 def _statistics(estimates: Tensor) -> Row:

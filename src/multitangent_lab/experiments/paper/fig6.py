@@ -13,6 +13,7 @@ from pandas import DataFrame
 
 from multitangent_lab._files import write_csv
 from multitangent_lab._looks import GRADIENTS, finish, label, look
+from multitangent_lab.config import GradientName
 from multitangent_lab.experiments._experiment import Claim, Experiment
 from multitangent_lab.experiments._store import Row
 from multitangent_lab.experiments._training import (
@@ -23,7 +24,6 @@ from multitangent_lab.experiments._training import (
     run,
     training,
 )
-from multitangent_lab.training.config import Gradient
 
 
 def cells(quick: bool, simulated: bool) -> list[Training]:
@@ -34,7 +34,7 @@ def cells(quick: bool, simulated: bool) -> list[Training]:
             for gradient, count in MOST_TELLING
         ]
     wide = (1024, 4096)
-    order: list[tuple[int, Sequence[tuple[Gradient, int]], Sequence[int]]] = [
+    order: list[tuple[int, Sequence[tuple[GradientName, int]], Sequence[int]]] = [
         (256, MOST_TELLING, (0, 1, 2)),
         *((width, MOST_TELLING[:3], (0,)) for width in wide),
         *((width, MOST_TELLING[3:], (0,)) for width in wide),

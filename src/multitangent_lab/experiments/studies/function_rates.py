@@ -17,11 +17,11 @@ import torch
 from multitangent import Normal
 from multitangent.learning_rate import StepRule
 from multitangent_lab._files import write_csv
-from multitangent_lab._named_gradients import AGGREGATORS
 from multitangent_lab.experiments._draw_rates import draw_rates
 from multitangent_lab.experiments._reference import Reference, gap, suggested_rate
 from multitangent_lab.experiments._store import Cell, Row, Store
 from multitangent_lab.functions import FUNCTIONS, Estimate, descend
+from multitangent_lab.training import AGGREGATORS
 
 DIMENSIONS = (16, 64, 256, 1024)
 TANGENTS = (1, 2, 4, 16)

@@ -1,6 +1,6 @@
 """Gradients with guesses beside backpropagation and random tangents, on the paper's networks.
 
-Run as ``python -m multitangent_lab.experiments.studies.guesses FOLDER [STUDY ...] [--data-dir DIR]``.
+Run as ``python -m multitangent_lab.experiments.studies.guesses FOLDER [STUDY ...]``.
 
 Every run is stored as it ends, and not run again; any number of processes can share a folder.
 """
@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 
 from multitangent_lab._files import write_csv
+from multitangent_lab.config import GradientName
 from multitangent_lab.experiments import _training
 from multitangent_lab.experiments._experiment import Context
 from multitangent_lab.experiments._store import Store
 from multitangent_lab.experiments._training import Training, training
-from multitangent_lab.training.config import Gradient
 
 SEEDS = 3
 
@@ -41,9 +41,9 @@ class Study:
 
     model: Literal["fc", "resnet18", "vit"]
     dataset: Literal["mnist", "cifar10"]
-    rates: Mapping[tuple[Gradient, int], Sequence[float]]
+    rates: Mapping[tuple[GradientName, int], Sequence[float]]
     options: Mapping[str, Any]
-    simulated: Sequence[Gradient] = field(default=())
+    simulated: Sequence[GradientName] = field(default=())
 
     def searched(self) -> Iterator[Training]:
         """All learning rates with the first seed."""

@@ -1,6 +1,6 @@
 """Learning rates of fully-connected networks: searched and suggested.
 
-Run as ``python -m multitangent_lab.experiments.studies.network_rates FOLDER [--data-dir DIR] [DATASET ...]``.
+Run as ``python -m multitangent_lab.experiments.studies.network_rates FOLDER [DATASET ...]``.
 
 Every case is stored as it ends, and not run again; any number of processes can share a folder.
 """
@@ -18,11 +18,10 @@ import torch
 
 from multitangent.learning_rate import suggest
 from multitangent_lab._files import write_csv
-from multitangent_lab._named_gradients import AGGREGATORS
+from multitangent_lab.config import TrainConfig
 from multitangent_lab.experiments._draw_rates import draw_rates
 from multitangent_lab.experiments._store import Cell, Row, Store
-from multitangent_lab.training import NonFiniteLoss, train
-from multitangent_lab.training.config import TrainConfig
+from multitangent_lab.training import AGGREGATORS, NonFiniteLoss, train
 
 CLOSE = 0.05  # of the gap between guessing and the best loss: what counts as no worse
 _AROUND = [10 ** (i / 4) for i in range(-5, 6)]  # what the suggestion is multiplied by

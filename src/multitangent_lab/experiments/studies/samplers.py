@@ -24,7 +24,7 @@ from multitangent_lab._files import write_csv, write_text
 from multitangent_lab._provenance import provenance
 from multitangent_lab.experiments._reference import gap
 from multitangent_lab.functions import FUNCTIONS, Estimate, descend
-from multitangent_lab.search._search import grid
+from multitangent_lab.search import grid
 
 # Function, dimension, tangents, aggregator, steps.
 PROBLEMS = (

@@ -1,0 +1,45 @@
+"""What an engine is."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from multitangent.perturbation import Run
+from multitangent.tangents import Tangents
+
+
+class Derivatives(NamedTuple):
+    """What an engine finds out about one batch.
+
+    Attributes:
+        losses: Of the samples, ``[B]``.
+        jvps: Directional derivatives: ``[K, B]`` of the samples' losses, ``[K]`` of the batch's.
+        output_tangents: The derivatives of the model's output along V, ``[K, B, *output]``, where
+            the source of the tangents needs them.
+    """
+
+    losses: Tensor
+    jvps: Tensor
+    output_tangents: Tensor | None = None
+
+
+class Engine(Protocol):
+    """How directional derivatives are obtained.
+
+    Attributes:
+        statistics: Whether those of batch normalisation are constants along tangents, ``"frozen"``,
+            or are differentiated too, ``"coupled"``.
+    """
+
+    @property
+    def statistics(self) -> Literal["frozen", "coupled"]: ...
+
+    def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
+        """The losses of a batch and their derivatives along the tangents.
+
+        Args:
+            run: The batch, not run yet; afterwards it can pull gradients back.
+            tangents: V, whose blocks the run adds.
+        """

@@ -1,0 +1,112 @@
+"""Directional derivatives in forward mode: tangents are pushed through the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from multitangent.dual import Drawn, DualTensor, add_to, pad_rows, primal
+from multitangent.dual import tangents as tangents_of
+from multitangent.engine._engine import Derivatives
+from multitangent.objective import Evaluation
+from multitangent.perturbation import Run
+from multitangent.tangents import Needs, Tangents
+
+
+@dataclass(frozen=True)
+class ForwardMode:
+    """Pushes all K tangents through the model, a micro-batch at a time.
+
+    A batch that fits one micro-batch is recorded and pushed in one run. Otherwise, and where
+    tangents depend on the model's output, it is run once for its primals first.
+
+    Args:
+        micro_batch: How many samples are pushed at a time.
+
+    Examples:
+        >>> ForwardMode(8)
+        ForwardMode(micro_batch=8)
+    """
+
+    micro_batch: int
+    statistics: ClassVar[Literal["frozen"]] = "frozen"
+
+    @torch.no_grad()
+    def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
+        inject = partial(_add_tangents, tangents)
+        if run.batch.size <= self.micro_batch and not tangents.needs & Needs.OUTPUT:
+            known, pushed = None, [_split(run.record(inject), tangents)]
+        else:
+            known = run.prepare()
+            pushed = [
+                _split(run.evaluate(part, inject, reuse=True), tangents)
+                for part in run.batch.split(self.micro_batch)
+            ]
+        losses, jvps, outputs = zip(*pushed, strict=True)
+        along = _joined(jvps, 1)
+        if not run.per_sample:
+            along = along.sum(1) * run.scale
+        return Derivatives(
+            _joined(losses, 0) if known is None else known,
+            along,
+            _joined(outputs, 1) if outputs[0] is not None else None,
+        )
+
+
+def _add_tangents(tangents: Tangents, value: Tensor, name: str, samples: slice) -> Tensor:
+    """The value with its block's tangents added to those that reached it."""
+    block = tangents.blocks.get(name)
+    if block is None:  # none at the output, if that is exact
+        return value
+    if block.request.batch is None and not block.is_stored:
+        draw = Drawn(lambda: _aligned(block.rows(), value.ndim), block.dtype)
+        return DualTensor.deferred(value, draw)
+    rows = _aligned(block.rows(samples), value.ndim)
+    if isinstance(value, DualTensor):
+        return DualTensor(value.primal, add_to(value, rows))
+    return DualTensor(value, rows)
+
+
+def _aligned(rows: Tensor, ndim: int) -> Tensor:
+    """Rows ``[K, 1 or b, *shape]`` as tangents of a value of so many axes.
+
+    A value that is not one of each sample has no axis for them, and axes before it count as 1.
+    """
+    if rows.ndim > ndim + 1:
+        return rows[:, 0]
+    return rows.reshape(len(rows), *[1] * (ndim + 1 - rows.ndim), *rows.shape[1:])
+
+
+def _split(evaluation: Evaluation, tangents: Tangents) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses ``[b]``, their derivatives ``[K, b]``, and those of the output if they are needed."""
+    losses, jvps = split_dual(evaluation.losses, tangents.num_tangents)
+    if not tangents.needs & Needs.OUTPUT_TANGENTS:
+        return losses, jvps, None
+    value, rows = primal(evaluation.output), tangents_of(evaluation.output)
+    if rows is None:
+        return losses, jvps, value.new_zeros(tangents.num_tangents, *value.shape)
+    return losses, jvps, pad_rows(rows, tangents.num_tangents).expand(-1, *value.shape)
+
+
+def split_dual(losses: Tensor, num_tangents: int) -> tuple[Tensor, Tensor]:
+    """Losses ``[*M]`` and their directional derivatives ``[K, *M]``.
+
+    Raises:
+        RuntimeError: If the losses carry no tangents.
+    """
+    if not isinstance(losses, DualTensor):
+        raise RuntimeError(
+            "`loss` should depend on the perturbed values. Found losses without tangents: the "
+            "model's output was detached, or computed without the sites. Try to remove the "
+            "`detach()`."
+        )
+    rows = pad_rows(losses.tangents, num_tangents)
+    return losses.primal.detach(), rows.expand(-1, *losses.primal.shape)
+
+
+def _joined(parts: tuple[Tensor, ...], axis: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)

@@ -1,0 +1,26 @@
+"""Gradients: what users call, and the step that it is made of."""
+
+from multitangent.gradient._along import Line
+from multitangent.gradient._assessment import Assessment
+from multitangent.gradient._coefficients import Combination, combine
+from multitangent.gradient._diagnostics import Diagnostics
+from multitangent.gradient._estimator import GradientEstimator
+from multitangent.gradient._forward_gradient import ForwardGradient
+from multitangent.gradient._function import forward_gradient
+from multitangent.gradient._simulated import SimulatedGradient
+from multitangent.gradient._step import Problem, Step, step
+
+__all__ = [
+    "Assessment",
+    "Combination",
+    "Diagnostics",
+    "ForwardGradient",
+    "GradientEstimator",
+    "Line",
+    "Problem",
+    "SimulatedGradient",
+    "Step",
+    "combine",
+    "forward_gradient",
+    "step",
+]

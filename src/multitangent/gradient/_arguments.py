@@ -1,0 +1,87 @@
+"""Checks of what users hand to a gradient."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from multitangent.aggregation import Aggregator
+from multitangent.perturbation import Activations, Perturbation, Weights
+from multitangent.tangents import TangentSource
+
+
+def check_kinds(tangents: object, aggregator: object) -> None:
+    """Raise where a tangent source or an aggregator is something else."""
+    kinds: list[tuple[str, object, type, str]] = [
+        ("tangents", tangents, TangentSource, "Normal(16)"),
+        ("aggregator", aggregator, Aggregator, "Projection()"),
+    ]
+    for name, value, kind, example in kinds:
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(
+                f"`{name}` should be of type {kind.__name__}. Found {value!r}. Try {example}."
+            )
+
+
+def check_options(
+    model: object,
+    loss: object,
+    seed: object,
+    micro_batch: object,
+    store_tangents: object,
+    tangent_dtype: object,
+    compile: object,
+) -> None:
+    """Raise where an argument is of another kind than it should be."""
+    carries = isinstance(tangent_dtype, torch.dtype) and tangent_dtype.is_floating_point
+    fitting = [
+        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
+        ("loss", loss, callable(loss) and not isinstance(loss, type), "a function or loss module"),
+        ("seed", seed, type(seed) is int, "an integer"),
+        ("store_tangents", store_tangents, type(store_tangents) is bool, "True or False"),
+        (
+            "tangent_dtype",
+            tangent_dtype,
+            tangent_dtype is None or carries,
+            "a floating torch.dtype",
+        ),
+        ("compile", compile, type(compile) is bool, "True or False"),
+    ]
+    for name, value, fits, wanted in fitting:
+        if not fits:
+            raise TypeError(f"`{name}` should be {wanted}. Found {value!r}.")
+    if type(model).__name__ == "OptimizedModule":  # its home takes a second to import
+        raise TypeError(
+            "`model` should be a plain module, whose functions can be followed one by one. Found "
+            "one that torch.compile made. Try the module itself, with `compile=True` here."
+        )
+    fits = micro_batch == "auto" or (isinstance(micro_batch, int) and micro_batch >= 1)
+    if not fits:
+        raise ValueError(
+            f"`micro_batch` should be 'auto' or an integer of at least 1. Found {micro_batch!r}."
+        )
+
+
+def perturbation_of(perturb: Literal["activations", "weights"] | Perturbation) -> Perturbation:
+    """The perturbation that a user means."""
+    if perturb == "activations":
+        return Activations()
+    if perturb == "weights":
+        return Weights()
+    if callable(getattr(perturb, "bind", None)):
+        return perturb
+    raise ValueError(
+        "`perturb` should be 'activations', 'weights', or a perturbation such as Activations() or "
+        f"Weights(). Found {perturb!r}."
+    )
+
+
+def refuse_inference_mode() -> None:
+    """Raise inside ``torch.inference_mode()``."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "A gradient should be taken outside torch.inference_mode(), whose tensors can not be "
+            "recorded for the local step. Found it enabled. Try torch.no_grad() in its place."
+        )

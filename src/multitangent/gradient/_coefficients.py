@@ -1,0 +1,45 @@
+"""From directional derivatives to the coefficients of the tangents that were drawn."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from multitangent.aggregation import Aggregator
+from multitangent.tangents import TangentSource
+
+
+class Combination(NamedTuple):
+    """Coefficients ``[K, *M]`` of the drawn tangents, and what the aggregator saw."""
+
+    coefficients: Tensor
+    gram: Tensor
+    jvps: Tensor
+
+
+def combine(
+    source: TangentSource, aggregator: Aggregator, gram: Tensor, jvps: Tensor, dimension: int
+) -> Combination:
+    """Let the source mix what it drew, and the aggregator combine the mixture.
+
+    The mixed tangents are ``W = M V``: their Gram matrix is ``M G M^T``, their directional
+    derivatives ``M d``, and the gradient is ``W^T c = V^T (M^T c)``.
+    """
+    mixing = source.mixing(gram, dimension)
+    if mixing is not None:
+        gram = mixing @ gram @ mixing.mT
+        jvps = _apply(mixing, jvps.double()).to(jvps.dtype)
+    coefficients = aggregator(gram, jvps, dimension=dimension, guesses=source.guesses)
+    if mixing is not None:
+        coefficients = _apply(mixing.mT, coefficients)
+    return Combination(coefficients, gram, jvps)
+
+
+def _apply(matrix: Tensor, columns: Tensor) -> Tensor:
+    """Matrices ``[*m, K, K]``, where m broadcasts against M, times ``[K, *M]``."""
+    if matrix.ndim == 2:
+        return torch.tensordot(matrix, columns, 1)
+    rows = columns.movedim(0, -1).unsqueeze(-2)
+    return (rows @ matrix.mT).squeeze(-2).movedim(-1, 0)

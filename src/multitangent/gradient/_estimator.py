@@ -1,0 +1,302 @@
+"""What forward gradients and their simulation have in common: everything but the engine."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from multitangent.aggregation import Aggregator, Projection
+from multitangent.dual import record_fallbacks
+from multitangent.engine import Engine, micro_batch_size
+from multitangent.gradient._along import Line, line
+from multitangent.gradient._arguments import (
+    check_kinds,
+    check_options,
+    perturbation_of,
+    refuse_inference_mode,
+)
+from multitangent.gradient._assessment import Assessment, assess
+from multitangent.gradient._coefficients import Combination
+from multitangent.gradient._compiled import CompiledStep, compiled_step
+from multitangent.gradient._diagnostics import Diagnostics, diagnose
+from multitangent.gradient._step import Problem, Step, step
+from multitangent.objective import Batch, Objective, SavedBuffers, normalizes_batches, shapes
+from multitangent.perturbation import Perturbation
+from multitangent.tangents import Normal, Stream, TangentSource
+
+
+class GradientEstimator(ABC):
+    """A gradient estimated from directional derivatives, in place of ``loss.backward()``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        tangents: TangentSource | None = None,
+        aggregator: Aggregator | None = None,
+        perturb: Literal["activations", "weights"] | Perturbation = "activations",
+        seed: int = 0,
+        micro_batch: int | Literal["auto"] = "auto",
+        store_tangents: bool = True,
+        tangent_dtype: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> None:
+        check_kinds(tangents, aggregator)
+        check_options(model, loss, seed, micro_batch, store_tangents, tangent_dtype, compile)
+        self.model = model
+        self.loss = loss
+        self.tangents = Normal(16) if tangents is None else tangents
+        self.aggregator = Projection() if aggregator is None else aggregator
+        self.perturb = perturbation_of(perturb)
+        self.seed = seed
+        self.micro_batch = micro_batch
+        self.store_tangents = store_tangents
+        self.tangent_dtype = tangent_dtype
+        self.compile = compile
+        self.step = 0
+        self._source = self.tangents.init()
+        self._objective = Objective(model, loss)
+        self._last_step: tuple[Combination, Tensor, set[str]] | None = None
+        self._last_batch: tuple[Batch, Stream] | None = None
+        self._bind()  # so that a model that does not fit is an error here, not later
+
+    @abstractmethod
+    def _engine(self, micro_batch: int) -> Engine:
+        """How directional derivatives are obtained, so many samples at a time."""
+
+    def __call__(self, inputs: Any, target: Any) -> Tensor:
+        """Fill ``.grad`` of every trainable parameter, adding to what is there.
+
+        Args:
+            inputs: The model's input, ``[B, ...]``; a tuple or a mapping for several.
+            target: What the loss compares with, ``[B, ...]``.
+
+        Returns:
+            The loss of the batch, mean or sum as the loss says, a detached scalar.
+
+        Raises:
+            RuntimeError: Inside ``torch.inference_mode()``.
+            ValueError: If a loss, a directional derivative or a Gram matrix is not finite.
+        """
+        with record_fallbacks() as fallbacks:
+            problem, batch, stream = self.prepare(inputs, target)
+            found = self._compiled(problem, batch, stream) or self._eager(problem, batch, stream)
+        for parameter, gradient in found.gradients.items():
+            _accumulate(parameter, gradient)
+        if found.observation is not None:
+            self._source.update(found.observation)
+        self._last_step = found.combination, found.gram, fallbacks
+        self._last_batch = batch, stream
+        self.step += 1
+        return found.losses.sum() * self._objective.scale(batch)
+
+    def prepare(self, inputs: Any, target: Any) -> tuple[Problem, Batch, Stream]:
+        """What the next step is made of.
+
+        ``multitangent.gradient.step(*gradient.prepare(inputs, target))`` is that step without its
+        effects: no ``.grad`` is filled, nothing is learned, and the next step is the same one.
+
+        Args:
+            inputs: As for a step.
+            target: As for a step.
+
+        Examples:
+            >>> from multitangent import ForwardGradient
+            >>> gradient = ForwardGradient(nn.Linear(3, 2), nn.MSELoss())
+            >>> found = step(*gradient.prepare(torch.ones(4, 3), torch.zeros(4, 2)))
+            >>> found.losses.shape, gradient.step
+            (torch.Size([4]), 0)
+        """
+        refuse_inference_mode()
+        if [p.requires_grad for p in self._parameters] != self._trainable:
+            self._bind()
+        batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
+        problem = Problem(
+            self._bound,
+            self._source,
+            self.aggregator,
+            self._engine(self._size(batch, stream)),
+            self.store_tangents,
+            self.tangent_dtype,
+        )
+        return problem, batch, stream
+
+    def _bind(self) -> None:
+        """Find the sites, which depend on what is trainable."""
+        self._parameters = list(self.model.parameters())
+        self._trainable = [p.requires_grad for p in self._parameters]
+        self._sizes: dict[Any, int] = {}
+        self._graphs: dict[Any, CompiledStep | None] = {}
+        self._bound = self.perturb.bind(self._objective)
+
+    def _size(self, batch: Batch, stream: Stream) -> int:
+        """How many samples are pushed at a time."""
+        key = shapes(batch)
+        if key not in self._sizes:
+            self._sizes[key] = (
+                micro_batch_size(self._bound, batch, stream, self._source)
+                if self.micro_batch == "auto"
+                else min(self.micro_batch, batch.size)
+            )
+        return self._sizes[key]
+
+    def _compiled(self, problem: Problem, batch: Batch, stream: Stream) -> Step | None:
+        """One step by a compiled graph, if that is wanted and possible."""
+        if not self.compile:
+            return None
+        key = self._signature(batch)
+        if key not in self._graphs:
+            at_once = replace(problem, engine=self._engine(batch.size), store_tangents=True)
+            self._graphs[key] = compiled_step(at_once, self.perturb, self._objective, batch, stream)
+        graph = self._graphs[key]
+        return None if graph is None else graph(batch, stream)
+
+    def _signature(self, batch: Batch) -> Any:
+        """What a graph is made for."""
+        modes = tuple(module.training for module in self.model.modules())
+        parts = self.tangents, self.aggregator, self.perturb, self.tangent_dtype
+        device = self._parameters[0].device.type
+        cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        return shapes(batch), modes, repr(parts), cast
+
+    def _eager(self, problem: Problem, batch: Batch, stream: Stream) -> Step:
+        """One step; where memory runs out, half as many samples are pushed at a time."""
+        saved = SavedBuffers(self.model, lambda module, name: normalizes_batches(module))
+        while True:
+            try:
+                return step(problem, batch, stream)
+            except torch.OutOfMemoryError:
+                size = self._size(batch, stream)
+                if size == 1:
+                    raise
+            # Only here, outside of the handler, nothing holds the tensors that did not fit.
+            warnings.warn(
+                f"micro_batch={size} does not fit the memory of the device: going on with "
+                f"{size // 2}.",
+                stacklevel=3,
+            )
+            saved.restore()
+            self._sizes[shapes(batch)] = size // 2
+            problem = replace(problem, engine=self._engine(size // 2))
+
+    def along(self, direction: Mapping[str, Tensor], *, curvature: bool = True) -> Line:
+        """The loss of the last batch along a direction: its slope and curvature, per sample.
+
+        One pass of forward mode over forward mode at the parameters as they are now; dropout draws
+        the masks of the last step, batch normalisation uses the batch's statistics.
+
+        Args:
+            direction: Tensors by names of parameters; those without one stay where they are.
+            curvature: Whether to differentiate a second time.
+
+        Raises:
+            RuntimeError: Before the first step.
+            ValueError: If a direction does not fit a parameter.
+
+        Examples:
+            >>> from multitangent import ForwardGradient
+            >>> model = torch.nn.Linear(2, 1, bias=False)
+            >>> gradient = ForwardGradient(model, torch.nn.MSELoss())
+            >>> value = gradient(torch.ones(3, 2), torch.zeros(3, 1))
+            >>> gradient.along({"weight": torch.ones(1, 2)}).curvature  # of (w_1 + w_2)^2
+            tensor(8.)
+        """
+        if self._last_batch is None:
+            raise RuntimeError(
+                "`along` should be called after a step, whose batch it uses. Found none yet. Try "
+                "to call the gradient with a batch first."
+            )
+        return line(self._objective, *self._last_batch, direction, curvature=curvature)
+
+    def assess(self, inputs: Any, target: Any) -> Assessment:
+        """The gradient that the next step would take of a batch, beside the true one.
+
+        Nothing changes: neither gradients nor buffers, the count of the steps or what sources have
+        learned. It costs a step and two of backpropagation.
+
+        Args:
+            inputs: As for a step.
+            target: As for a step.
+
+        Examples:
+            Six tangents span all n = 5 activations:
+
+            >>> from multitangent import ForwardGradient, Normal
+            >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+            >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(4) + Normal(2))
+            >>> found = gradient.assess(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))
+            >>> round(found.cosine, 3), sorted(found.cosines)
+            (1.0, ['0', '2'])
+            >>> found.captured["Normal(num_tangents=4)"] < 0.999 < found.captured["all"]
+            True
+        """
+        with record_fallbacks():
+            prepared = self.prepare(inputs, target)
+            sites = self._bound.parameters_by_site()
+            return assess(self._objective, sites, self.tangents, *prepared)
+
+    @property
+    def diagnostics(self) -> Diagnostics:
+        """What the last step measured.
+
+        Raises:
+            RuntimeError: Before the first step.
+        """
+        if self._last_step is None:
+            raise RuntimeError(
+                "`diagnostics` should be read after a step. Found none yet. Try to call the "
+                "gradient with a batch first."
+            )
+        return diagnose(*self._last_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the seed, the count of the steps, what sources learned."""
+        return {"seed": self.seed, "step": self.step, "tangents": self._source.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.seed, self.step = int(state["seed"]), int(state["step"])
+        device = self._parameters[0].device
+
+        def here(value: Any) -> Any:  # a copy; counts stay where optimisers keep them
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device if value.ndim else value.device, copy=True)
+
+        self._source.load_state_dict(pytree.tree_map(here, dict(state.get("tangents", {}))))
+
+    def __repr__(self) -> str:
+        loss = (
+            self.loss
+            if isinstance(self.loss, nn.Module)
+            else getattr(self.loss, "__name__", repr(self.loss))
+        )
+        return (
+            f"{type(self).__name__}({type(self.model).__name__}(...), {loss}, "
+            f"tangents={self.tangents}, aggregator={self.aggregator}, perturb={self.perturb}, "
+            f"seed={self.seed}, micro_batch={self.micro_batch!r}{self._options()})"
+        )
+
+    def _options(self) -> str:
+        """The rarer arguments, where they are not the default."""
+        shown = {"store_tangents": True, "tangent_dtype": None, "compile": False}
+        return "".join(
+            f", {name}={getattr(self, name)!r}"
+            for name, default in shown.items()
+            if getattr(self, name) != default
+        )
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Add to ``.grad``, as backpropagation does."""
+    if parameter.grad is None:
+        parameter.grad = gradient.to(parameter.dtype)
+    else:
+        parameter.grad.add_(gradient)

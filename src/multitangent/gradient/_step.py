@@ -1,0 +1,124 @@
+"""One step of the method, as a function without effects. Read this first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from multitangent.aggregation import Aggregator
+from multitangent.engine import Engine
+from multitangent.gradient._coefficients import Combination, combine
+from multitangent.objective import Batch
+from multitangent.perturbation import Run
+from multitangent.tangents import Needs, Observation, Stream, Tangents, TangentSource
+
+
+def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
+    """One step: the forward gradient ``g = V^T c`` of a batch (Section III).
+
+    Nothing but the model's own buffers changes: neither ``.grad`` nor what a source has learned.
+
+    Args:
+        problem: What is differentiated and how.
+        batch: The batch.
+        stream: The random numbers of the step.
+
+    Raises:
+        ValueError: If a loss, a directional derivative or a Gram matrix is not finite.
+
+    Examples:
+        >>> from multitangent import Activations, Normal, Projection
+        >>> from multitangent.engine import ForwardMode
+        >>> from multitangent.objective import Objective
+        >>> objective = Objective(nn.Linear(3, 2), nn.CrossEntropyLoss())
+        >>> problem = Problem(
+        ...     Activations().bind(objective), Normal(4), Projection(), ForwardMode(micro_batch=8)
+        ... )
+        >>> batch = objective.batch(torch.randn(8, 3), torch.zeros(8, dtype=torch.int64))
+        >>> found = step(problem, batch, Stream(seed=0, step=0))
+        >>> found.combination.jvps.shape, [list(g.shape) for g in found.gradients.values()]
+        (torch.Size([4, 8]), [[2, 3], [2]])
+    """
+    tangents = Tangents(
+        problem.source, stream, store=problem.store_tangents, dtype=problem.tangent_dtype
+    )
+    run = problem.perturbation(batch, stream, tangents)
+    losses, jvps, output_tangents = problem.engine(run, tangents)
+    with torch.autocast(jvps.device.type, enabled=False):
+        gram, jvps = problem.reduce(tangents.gram(), jvps)
+        combination = combine(problem.source, problem.aggregator, gram, jvps, tangents.dimension)
+        values = tangents.combine(combination.coefficients)
+        gradients = run.pullback(values)
+    observation = _observation(run, tangents, values, output_tangents)
+    return Step(losses, gram, combination, gradients, tangents, values, observation)
+
+
+def _local(gram: Tensor, jvps: Tensor) -> tuple[Tensor, Tensor]:
+    """What this process has measured, as it is."""
+    return gram, jvps
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a step differentiates, and how.
+
+    Attributes:
+        perturbation: Makes the run of one batch, as a perturbation that is bound to a model does.
+        source: Where tangents come from.
+        aggregator: How the directional derivatives are combined.
+        engine: How the directional derivatives are obtained.
+        store_tangents: Whether tangents are kept, or drawn again where they are needed.
+        tangent_dtype: The type in which tangents are carried, by default the perturbed value's.
+        reduce: From the Gram matrix and directional derivatives of this process to those of all.
+    """
+
+    perturbation: Callable[[Batch, Stream, Tangents], Run]
+    source: TangentSource
+    aggregator: Aggregator
+    engine: Engine
+    store_tangents: bool = True
+    tangent_dtype: torch.dtype | None = None
+    reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _local
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step found.
+
+    Attributes:
+        losses: Of the samples, ``[B]``.
+        gram: Gram matrix of the tangents as they were drawn.
+        combination: Coefficients, and what the aggregator saw.
+        gradients: The gradients of the batch's loss by the parameters.
+        tangents: V; ``None`` for a compiled step, which keeps nothing else.
+        values: The gradients of the perturbed values by name: ``[B, *shape]`` of the samples'
+            losses, or of the batch's loss.
+        observation: What the source is to be told, if it needs to be.
+    """
+
+    losses: Tensor
+    gram: Tensor
+    combination: Combination
+    gradients: Mapping[nn.Parameter, Tensor]
+    tangents: Tangents | None = None
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    observation: Observation | None = None
+
+
+def _observation(
+    run: Run, tangents: Tangents, values: Mapping[str, Tensor], output_tangents: Tensor | None
+) -> Observation | None:
+    if not tangents.needs & Needs.UPDATE:
+        return None
+    # Drawn before anyone learns: where tangents are not stored, a new state draws others.
+    seen = tangents.blocks if output_tangents is not None else {}
+    return Observation(
+        requests={name: block.request for name, block in tangents.blocks.items()},
+        tangents={name: block.rows() for name, block in seen.items()},
+        guesses=tangents.source.guesses,
+        gradients=values if run.per_sample else {n: g.unsqueeze(0) for n, g in values.items()},
+        output_tangents=output_tangents,
+    )

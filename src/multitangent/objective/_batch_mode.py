@@ -1,0 +1,143 @@
+"""A part of a batch, run as the whole batch would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from multitangent.dual import (
+    COMPOSITES,
+    FASTER,
+    attention_with_dropout,
+    function_name,
+    is_query,
+    result_of,
+)
+from multitangent.objective._batch_norm import Normalization, Statistics
+from multitangent.objective._dropout import DROPOUTS, Dropout
+from multitangent.objective._record import EXPENSIVE, BatchRecord, PrimalCache
+
+
+class BatchMode(TorchFunctionMode):
+    """Inside this block a part of a batch is treated as the whole batch would be.
+
+    Neither the masks of dropout nor the statistics of batch normalisation depend on the split into
+    micro-batches, nor on whether a module runs a second time; and what the run of the whole batch
+    has computed is not computed again.
+
+    Args:
+        generator: Maps the count of the dropout call to a seeded generator on a device.
+        rows: The samples of the batch that are at hand.
+        batch_size: The number of samples of the whole batch.
+        statistics: What batch normalisation in training mode does: see `Normalization`.
+        record: What the whole batch leaves for its parts, filled by ``"update"`` and used by
+            ``"frozen"``; ``None`` records nothing.
+
+    Attributes:
+        dropout: What draws the masks.
+        refuse_parameters: Whether trainable parameters would be used where their gradient is lost.
+    """
+
+    def __init__(
+        self,
+        generator: Callable[[int, torch.device], torch.Generator],
+        rows: slice,
+        batch_size: int,
+        statistics: Statistics = "update",
+        record: BatchRecord | None = None,
+    ) -> None:
+        super().__init__()
+        self.refuse_parameters = False
+        self.dropout = Dropout(generator, rows, batch_size, record, statistics == "update")
+        is_whole = rows.stop - rows.start == batch_size
+        self._normalization = Normalization(statistics, record, is_whole=is_whole)
+        self._records = statistics == "update"
+        self._cache = None if record is None else record.primals
+        self._rows = rows
+        self._batch_size = batch_size
+        self._expensive_calls = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if self.refuse_parameters:
+            _refuse_parameters(func, args)
+        special = _SPECIAL.get(func)
+        if special is not None:
+            return special(self)(func, *args, **(kwargs or {}))
+        if func in COMPOSITES:
+            with self:
+                return COMPOSITES[func](*args, **(kwargs or {}))
+        if self._cache is not None and func in EXPENSIVE and args:
+            return self._expensive(self._cache, func, types, args, kwargs or {})
+        return self._call(func, types, args, kwargs or {})
+
+    def _attention(
+        self,
+        func: Callable[..., Any],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        if dropout_p == 0:
+            return func(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
+        with self:
+            return attention_with_dropout(
+                query, key, value, attn_mask, dropout_p, is_causal, **kwargs
+            )
+
+    @staticmethod
+    def _call(
+        func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        return (func if types else FASTER.get(func, func))(*args, **kwargs)
+
+    def _expensive(
+        self,
+        cache: PrimalCache,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        if self._records:
+            out = self._call(func, types, args, kwargs)
+            cache.record(args[0], out)
+            return out
+        known = cache.find(self._expensive_calls, args[0], self._rows, self._batch_size)
+        self._expensive_calls += 1
+        if known is None:
+            return self._call(func, types, args, kwargs)
+        return result_of(func, known, args, dict(kwargs)) if types else known
+
+
+_SPECIAL: dict[Callable[..., Any], Callable[[BatchMode], Callable[..., Any]]] = {
+    **dict.fromkeys(DROPOUTS, lambda mode: mode.dropout),
+    F.batch_norm: lambda mode: mode._normalization.batch_norm,
+    F.instance_norm: lambda mode: mode._normalization.instance_norm,
+    F.scaled_dot_product_attention: lambda mode: mode._attention,
+}
+
+
+def _refuse_parameters(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    for value in args:
+        if isinstance(value, nn.Parameter) and value.requires_grad and not is_query(func):
+            raise RuntimeError(
+                "Trainable parameters should be used inside the site that they belong to: no "
+                f"gradient reaches them elsewhere. Found one of shape {list(value.shape)} in "
+                f"{function_name(func)} between sites. Try `Activations(sites=[...])` with a "
+                "module around that use, or `perturb='weights'`."
+            )

@@ -1,0 +1,144 @@
+"""How a batch runs through a model to the losses of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from multitangent.dual import primal
+from multitangent.objective._batch import Batch, arguments, whole_batch
+from multitangent.objective._batch_mode import BatchMode
+from multitangent.objective._batch_norm import Statistics, counts_batches
+from multitangent.objective._per_sample_loss import PerSampleLoss
+from multitangent.objective._preserved import preserved
+from multitangent.objective._record import BatchRecord
+from multitangent.tangents import Stream
+
+
+class Evaluation(NamedTuple):
+    """What came of a run of the model.
+
+    Attributes:
+        losses: Of the samples, ``[b]``.
+        output: The model's output.
+    """
+
+    losses: Tensor
+    output: Any
+
+
+class Objective:
+    """A model and its loss: from a batch to one number per sample.
+
+    Args:
+        model: The model.
+        loss: A callable ``(output, target) -> [B]``, of which the mean is meant, or a loss module
+            of PyTorch, whose ``reduction`` is read.
+    """
+
+    def __init__(self, model: nn.Module, loss: Any) -> None:
+        self.model = model
+        self.loss = PerSampleLoss(loss)
+
+    def batch(self, inputs: Any, target: Any) -> Batch:
+        """A whole batch.
+
+        Args:
+            inputs: The model's input, ``[B, ...]``; a tuple or a mapping for several.
+            target: What the loss compares with, ``[B, ...]``.
+
+        Raises:
+            ValueError: If there is no sample.
+        """
+        batch = whole_batch(inputs, target)
+        return replace(batch, correction=self.loss.correction(batch.target))
+
+    def output(self, part: Batch, parameters: Mapping[str, Tensor] | None = None) -> Any:
+        """The model's output for some samples.
+
+        Args:
+            part: The samples.
+            parameters: What takes the place of parameters and buffers, by name.
+        """
+        args, kwargs = arguments(part.inputs)
+        if parameters is None:
+            return self.model(*args, **kwargs)
+        return functional_call(self.model, dict(parameters), args, kwargs)
+
+    def losses(self, output: Any, part: Batch) -> Tensor:
+        """The losses ``[b]`` of some samples."""
+        losses = self.loss(output, part.target, part.correction)
+        if losses.shape[0] != part.size:
+            raise ValueError(
+                "`loss` should return one number per sample. Found "
+                f"{losses.shape[0]} numbers for {part.size} samples."
+            )
+        return losses
+
+    def scale(self, batch: Batch) -> float:
+        """The weight of one sample's loss in the loss of the batch."""
+        return self.loss.scale(batch.batch_size)
+
+    def output_gradient(self, output: Any, batch: Batch, stream: Stream) -> Tensor:
+        """The loss's own derivative with respect to the model's output, ``[B, *shape]``."""
+        value = primal(output)
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                "The model should return one tensor, by which the loss is differentiated. Found "
+                f"{type(value).__name__}. Try a module around the model that returns the tensor "
+                "the loss is computed from."
+            )
+        with torch.enable_grad(), self.mode(batch, stream, "coupled"):
+            leaf = value.detach().requires_grad_()
+            return torch.autograd.grad(self.losses(leaf, batch).sum(), leaf)[0]
+
+    @contextmanager
+    def mode(
+        self,
+        part: Batch,
+        stream: Stream,
+        statistics: Statistics,
+        *,
+        record: BatchRecord | None = None,
+        dropout_calls: int = 0,
+    ) -> Iterator[BatchMode]:
+        """Run some samples with the random numbers of a step, whatever the split of its batch.
+
+        Args:
+            part: The samples.
+            stream: The random numbers of the step.
+            statistics: What batch normalisation in training mode does: see `BatchMode`.
+            record: What the whole batch leaves for its parts.
+            dropout_calls: How many calls of dropout came before.
+        """
+
+        def generator(call: int, device: torch.device) -> torch.Generator:
+            return stream.generator(device, stream.fold_in("dropout", call))
+
+        mode = BatchMode(generator, part.rows, part.batch_size, statistics, record)
+        device = _device_of(part)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), mode:
+            # Other random functions repeat themselves too, for the same split of the batch.
+            key = stream.fold_in("other", part.rows.start)
+            torch.set_rng_state(stream.generator(torch.device("cpu"), key).get_state())
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(stream.generator(device, key).get_state(), device)
+            mode.dropout.calls = dropout_calls
+            if statistics == "update":
+                yield mode
+            else:  # the same batch once more, which is not to be counted again
+                with preserved(self.model, counts_batches):
+                    yield mode
+
+
+def _device_of(part: Batch) -> torch.device:
+    """The device of the first input."""
+    leaves = pytree.tree_leaves(part.inputs)
+    return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))

@@ -1,0 +1,192 @@
+"""The run of activity perturbation: layers are recorded, gradients pulled back inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multitangent.dual import DualTensor, primal
+from multitangent.objective import (
+    Batch,
+    BatchMode,
+    BatchRecord,
+    Evaluation,
+    Objective,
+    Statistics,
+)
+from multitangent.perturbation._hooks import Injector, Visitor, observed
+from multitangent.perturbation._perturbation import Inject, no_injection
+from multitangent.perturbation._pullback import LocalPullback
+from multitangent.perturbation._sites import Site
+from multitangent.tangents import Needs, Stream, Tangents
+
+
+@dataclass(frozen=True)
+class _Injection:
+    """One output of a site, before and after something took its place."""
+
+    name: str
+    before: Tensor
+    after: Tensor
+    version: int  # of the primal, which a write in place counts up
+
+
+class ActivationRun:
+    """A batch, run through the model with something in place of the outputs of sites.
+
+    Args:
+        objective: The model and its loss.
+        batch: The whole batch.
+        stream: The random numbers of the step.
+        tangents: Where blocks are added.
+        sites: What is perturbed.
+        own_tangents: Whether samples have tangents of their own.
+        exact_output: Whether the loss's own derivative is used at the output.
+        recompute: Whether layers run again for their local step.
+    """
+
+    per_sample = True
+
+    def __init__(
+        self,
+        objective: Objective,
+        batch: Batch,
+        stream: Stream,
+        tangents: Tangents,
+        *,
+        sites: Sequence[Site],
+        own_tangents: bool,
+        exact_output: bool,
+        recompute: bool,
+    ) -> None:
+        self.batch = batch
+        self.scale = objective.scale(batch)
+        self.tangents = tangents
+        self._objective = objective
+        self._stream = stream
+        self._sites = sites
+        self._own_tangents = own_tangents
+        self._exact_output = exact_output
+        # Where layers run again for their local step, memory is short.
+        self._record = BatchRecord(reuse=not recompute)
+        self._pullback = LocalPullback(sites, recompute=recompute)
+        self._last: _Injection | None = None
+        self._output_gradient: Tensor | None = None
+
+    def record(self, inject: Inject) -> Evaluation:
+        return self._recorded(inject, record=None)
+
+    def prepare(self) -> Tensor:
+        return self._recorded(no_injection, record=self._record).losses
+
+    def _recorded(self, inject: Inject, record: BatchRecord | None) -> Evaluation:
+        """Run the whole batch, drawing tangents and recording the layer at every site."""
+        objective, batch = self._objective, self.batch
+        with torch.no_grad(), objective.mode(batch, self._stream, "update", record=record) as mode:
+            mode.refuse_parameters = True
+            with observed(self._sites, _Recorder(self, mode, self._pullback, inject)):
+                output = objective.output(batch)
+            mode.refuse_parameters = False  # a loss may have parameters of its own
+            if self._exact_output:
+                output = self._without_last_injection(output)
+            if self._exact_output or self.tangents.needs & Needs.OUTPUT:
+                self._output_gradient = objective.output_gradient(output, batch, self._stream)
+            if self.tangents.needs & Needs.OUTPUT:
+                assert self._output_gradient is not None
+                self.tangents.with_output(primal(output).detach(), self._output_gradient)
+            return Evaluation(objective.losses(output, batch), output)
+
+    def evaluate(
+        self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
+    ) -> Evaluation:
+        record = self._record if reuse else self._record.to_differentiate()
+        injector = Injector(lambda value, name: inject(value, name, part.rows))
+        with self._objective.mode(part, self._stream, statistics, record=record):
+            with observed(self._sites, injector):
+                output = self._objective.output(part)
+            return Evaluation(self._objective.losses(output, part), output)
+
+    def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+        of_outputs = dict(gradients)
+        if self._exact_output:
+            assert self._last is not None
+            assert self._output_gradient is not None
+            of_outputs[self._last.name] = self._output_gradient
+        return self._pullback(
+            of_outputs,
+            self.scale,
+            lambda calls: self._objective.mode(
+                self.batch, self._stream, "coupled", dropout_calls=calls
+            ),
+        )
+
+    def _without_last_injection(self, output: Any) -> Any:
+        """The model's output as it was before the last site's tangents were added."""
+        last = self._last
+        if last is None or output is not last.after or primal(output)._version != last.version:
+            raise ValueError(
+                "`output='exact'` needs a model whose output is that of its last site. Found "
+                "other operations behind it. Try `output='perturbed'`, or `sites=[...]` with a "
+                "last site that ends in the model's output."
+            )
+        del self.tangents.blocks[last.name]
+        return last.before
+
+    def replaced(self, name: str, value: Tensor, inject: Inject) -> Tensor:
+        """What takes the place of one output of a site, once its tangents were added."""
+        detached = value.detached() if isinstance(value, DualTensor) else value.detach()
+        self._add_block(name, detached)
+        injected = inject(detached, name, self.batch.rows)
+        self._last = _Injection(name, detached, injected, primal(injected)._version)
+        return injected
+
+    def _add_block(self, name: str, value: Tensor) -> None:
+        size = self.batch.size
+        if value.ndim == 0 or value.shape[0] != size:
+            raise ValueError(
+                f"`sites` should have outputs whose first axis is the batch, here {size}. "
+                f"Found shape {list(value.shape)} at {name!r}. Try `Activations(sites=[...])` with "
+                "modules around it, or `perturb='weights'`."
+            )
+        self.tangents.add(
+            name,
+            primal(value),
+            value.shape[1:],
+            samples=range(size) if self._own_tangents else None,
+            target=self.batch.target,
+            loss=self._objective.loss,
+        )
+
+
+class _Recorder(Visitor):
+    """Puts something in the place of every site's outputs, and records the layers."""
+
+    def __init__(
+        self, run: ActivationRun, mode: BatchMode, pullback: LocalPullback, inject: Inject
+    ) -> None:
+        super().__init__()
+        self._run = run
+        self._mode = mode
+        self._pullback = pullback
+        self._inject = inject
+
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().enter(site, args, kwargs)
+        self._mode.refuse_parameters = False
+        self._pullback.enter(site, args, kwargs, self._mode.dropout.calls)
+
+    def leave(self, site: Site, output: Any) -> Any:
+        if not self._ends(site):
+            return output
+        self._mode.refuse_parameters = True
+
+        def replace(value: Tensor, name: str) -> Tensor:
+            self._pullback.leave(name, primal(value))
+            return self._run.replaced(name, value, self._inject)
+
+        self._pullback.close()
+        return self._replaced(site, output, replace)

@@ -1,0 +1,93 @@
+"""What a perturbation is: which values of a model the tangents are directions of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from multitangent.objective import Batch, Evaluation, Objective, Statistics
+from multitangent.tangents import Stream, Tangents
+
+# What takes the place of a perturbed value, from that value, its name, and which samples of the
+# batch it is of.
+Inject = Callable[[Tensor, str, slice], Tensor]
+
+
+class Run(Protocol):
+    """One batch, which an engine runs through the model as often as it needs to.
+
+    Attributes:
+        batch: The whole batch.
+        per_sample: Whether perturbed values, and so directional derivatives, are of one sample
+            each; otherwise of the batch.
+        scale: The weight of one sample's loss in the loss of the batch.
+    """
+
+    batch: Batch
+    per_sample: bool
+    scale: float
+
+    def record(self, inject: Inject) -> Evaluation:
+        """Run the whole batch with something in place of every perturbed value.
+
+        Blocks of tangents are added as their places are reached. What `pullback` needs is kept.
+        """
+
+    def prepare(self) -> Tensor | None:
+        """In place of `record`: what `evaluate` and `pullback` need, with no value replaced.
+
+        Returns:
+            The losses ``[B]`` if the whole batch was run for it.
+        """
+
+    def evaluate(
+        self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
+    ) -> Evaluation:
+        """Run some samples with something in place of every perturbed value.
+
+        Args:
+            part: The samples.
+            inject: What takes the place of a perturbed value.
+            statistics: What batch normalisation in training mode does.
+            reuse: Whether primals that `prepare` computed may be used again. They carry no graph.
+        """
+
+    def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """From the gradients of the perturbed values to those of the parameters.
+
+        Args:
+            gradients: By name: ``[B, *shape]`` of the samples' losses, or of the batch's loss.
+
+        Returns:
+            The gradients of the batch's loss.
+        """
+
+
+class BoundPerturbation(Protocol):
+    """A perturbation of one model."""
+
+    def parameters_by_site(self) -> dict[str, list[nn.Parameter]]:
+        """The trainable parameters whose gradients each site yields, by its name."""
+
+    def __call__(self, batch: Batch, stream: Stream, tangents: Tangents) -> Run:
+        """The run of one step.
+
+        Args:
+            batch: The whole batch.
+            stream: The random numbers of the step.
+            tangents: Where blocks are added; those of later calls.
+        """
+
+
+class Perturbation(Protocol):
+    """Which values of a model are perturbed."""
+
+    def bind(self, objective: Objective) -> BoundPerturbation:
+        """Check the model; returns what makes the runs."""
+
+
+def no_injection(value: Tensor, name: str, samples: slice) -> Tensor:
+    """Every value stays as it is."""
+    return value

@@ -1,0 +1,130 @@
+"""The local step: from the gradients of a layer's output to those of its own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from multitangent.dual import primal
+from multitangent.perturbation._sites import Site
+
+
+@dataclass
+class _Visit:
+    """One run of a site's modules."""
+
+    site: Site
+    inputs: Any  # what the modules were called with, where they are to run again
+    versions: list[int]  # of the input tensors, to notice a write into them
+    calls: int  # dropout calls before this run
+    random_state: Tensor | None  # of other random functions
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class LocalPullback:
+    """Records every layer as it runs, and later turns output gradients into parameter gradients.
+
+    No graph is longer than a layer: its input is detached. With ``recompute`` not even that one is
+    kept; the layer runs again.
+    """
+
+    def __init__(self, sites: Sequence[Site], *, recompute: bool) -> None:
+        owned = {id(p): p for site in sites for p in site.parameters()}
+        self._parameters = list(owned.values())
+        self._recompute = recompute
+        self._visits: list[_Visit] = []
+
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], calls: int) -> None:
+        """A layer begins: from here on its primal is recorded by autograd."""
+        inputs: Any = None
+        if self._recompute:
+            inputs = pytree.tree_map(primal, (args, kwargs))
+        versions = [t._version for t in _tensors(inputs)]
+        state = torch.get_rng_state() if self._recompute else None
+        self._visits.append(_Visit(site, inputs, versions, calls, state))
+        torch.set_grad_enabled(not self._recompute)
+
+    def leave(self, name: str, output: Tensor) -> None:
+        """One output of the layer, with the name of its block of tangents."""
+        self._visits[-1].outputs[name] = output
+
+    def close(self) -> None:
+        """The layer is done: nothing is recorded up to the next one."""
+        torch.set_grad_enabled(False)
+
+    def __call__(
+        self,
+        gradients: dict[str, Tensor],
+        scale: float,
+        surroundings: Callable[[int], AbstractContextManager[Any]],
+    ) -> dict[nn.Parameter, Tensor]:
+        """The gradients of the layers' parameters.
+
+        Args:
+            gradients: Of the layers' outputs, by name, ``[b, *shape]``.
+            scale: The weight of one sample's loss in the loss of the batch.
+            surroundings: Makes the context in which a layer runs again.
+        """
+        if not self._recompute:
+            outputs = {name: out for visit in self._visits for name, out in visit.outputs.items()}
+            return _pulled_back(outputs, self._parameters, gradients, scale)
+        total: dict[nn.Parameter, Tensor] = {}
+        for visit in self._visits:
+            with torch.enable_grad(), surroundings(visit.calls):
+                outputs = _run_again(visit)
+            own = _pulled_back(outputs, self._parameters, gradients, scale)
+            for parameter, gradient in own.items():
+                known = total.get(parameter)
+                total[parameter] = gradient if known is None else known.add_(gradient)
+        return total
+
+
+def _pulled_back(
+    outputs: dict[str, Tensor],
+    parameters: list[nn.Parameter],
+    gradients: dict[str, Tensor],
+    scale: float,
+) -> dict[nn.Parameter, Tensor]:
+    names = [name for name, output in outputs.items() if output.requires_grad]
+    found = torch.autograd.grad(
+        [outputs[name] for name in names],
+        parameters,
+        [gradients[name] * scale for name in names],
+        allow_unused=True,
+    )
+    result = {}
+    memory = set()  # autograd may hand out one tensor for several parameters, or an expanded one
+    for parameter, gradient in zip(parameters, found, strict=True):
+        if gradient is None:
+            continue
+        if not gradient.is_contiguous() or gradient.data_ptr() in memory:
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+        memory.add(gradient.data_ptr())
+        result[parameter] = gradient
+    return result
+
+
+def _run_again(visit: _Visit) -> dict[str, Tensor]:
+    if [t._version for t in _tensors(visit.inputs)] != visit.versions:
+        raise RuntimeError(
+            "`recompute=True` needs inputs of layers that stay as they are. Found the input of "
+            f"{visit.site.name!r} changed in place after the layer ran. Try `recompute=False`."
+        )
+    assert visit.random_state is not None
+    torch.set_rng_state(visit.random_state)
+    args, kwargs = visit.inputs
+    output = visit.site.modules[0](*args, **kwargs)
+    for module in visit.site.modules[1:]:
+        output = module(output)
+    tensors = [t for t in _tensors(output) if t.is_floating_point()]
+    return dict(zip(visit.outputs, tensors, strict=True))
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,0 +1,88 @@
+"""Rows of independent random numbers: any of them can be drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from multitangent.tangents._stream import Stream
+
+_TOGETHER = 16  # rows at most that have a generator in common,
+_SHORT = 4096  # and numbers at most
+
+
+@dataclass(frozen=True)
+class IndependentRows:
+    """Draws the random rows of one block.
+
+    Row k of a shared block is a function of (seed, step, site, k) and of the size of the block's
+    rows, whatever K is. The rows of a sample are a function of (seed, step, site, sample).
+
+    Args:
+        stream: Random numbers of the step.
+        site: The count of the site in the sweep.
+        shape: The shape of the perturbed value, of one sample for activations.
+        samples: The samples that want tangents of their own, ``None`` to share one set.
+        first: The number of tangents that other sources draw before these.
+        dtype: The type of the numbers.
+        device: Where they are wanted.
+    """
+
+    stream: Stream
+    site: int
+    shape: tuple[int, ...]
+    samples: Sequence[int] | None
+    first: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def normal(self, count: int) -> Tensor:
+        """Standard normal numbers.
+
+        Args:
+            count: K, the number of rows.
+
+        Returns:
+            ``[K, 1, *shape]``, or ``[K, b, *shape]`` for b samples of their own.
+        """
+        return self._drawn(count, lambda row, generator: row.normal_(generator=generator))
+
+    def uniform(self, count: int) -> Tensor:
+        """Numbers from 0 to 1, as `normal`."""
+        return self._drawn(count, lambda row, generator: row.uniform_(generator=generator))
+
+    def rademacher(self, count: int) -> Tensor:
+        """+1 or -1, each with probability one half, as `normal`."""
+        return self._drawn(
+            count, lambda row, generator: row.random_(0, 2, generator=generator).mul_(2).sub_(1)
+        )
+
+    def _drawn(self, count: int, fill: Callable[[Tensor, torch.Generator], object]) -> Tensor:
+        if self.samples is None:
+            return self._shared(count, fill).view(count, 1, *self.shape)
+        own = self._empty(len(self.samples), count, prod(self.shape))
+        first = self.stream.fold_in(self.site, "sample", self.first)
+        for sample, rows in zip(self.samples, own.unbind(), strict=True):
+            fill(rows, self.stream.generator(self.device, first + sample))
+        return own.transpose(0, 1).reshape(count, len(self.samples), *self.shape)
+
+    def _shared(self, count: int, fill: Callable[[Tensor, torch.Generator], object]) -> Tensor:
+        """Rows ``[K, n]``, of which short ones have a generator in common, always filled whole."""
+        size = prod(self.shape)
+        together = max(1, min(_TOGETHER, _SHORT // max(size, 1)))
+        first = self.first // together
+        groups = range(first, -(-(self.first + count) // together))
+        rows = self._empty(len(groups), together * size)
+        key = self.stream.fold_in(self.site)
+        filled = rows.unbind() if len(groups) > 1 else (rows[0],)
+        for group, row in zip(groups, filled, strict=True):
+            fill(row, self.stream.generator(self.device, key + group))
+        start = self.first - first * together
+        return rows.view(-1, size)[start : start + count]
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)

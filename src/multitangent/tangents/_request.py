@@ -1,0 +1,91 @@
+"""What a source of tangents is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from multitangent.tangents._independent import IndependentRows
+from multitangent.tangents._stream import Stream
+
+
+@dataclass(frozen=True)
+class Request:
+    """One block of tangents to be drawn: those of one site.
+
+    Attributes:
+        stream: Random numbers of the step.
+        site: The count of the site in the sweep.
+        shape: The shape of the perturbed value, of one sample for activations.
+        samples: The samples that want tangents of their own, ``None`` to share one set.
+        offset: How many perturbed scalars the sites before have.
+        dtype: Of the perturbed value.
+        device: Of the perturbed value.
+        first: The number of tangents that other sources draw before this one.
+        name: The name of the site.
+        primal: The perturbed value, ``[b, *shape]`` for activations and ``[*shape]`` for weights.
+        target: What the loss compares with, for activations.
+        loss: From outputs and target to the losses ``[b]``.
+        output: The model's output, ``[b, *output]``, where a source asked for it.
+        output_gradient: The derivative of each sample's loss by it, of the same shape.
+    """
+
+    stream: Stream
+    site: int
+    shape: tuple[int, ...]
+    samples: Sequence[int] | None
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+    first: int = 0
+    name: str = ""
+    primal: Tensor | None = None
+    target: Any = None
+    loss: Callable[[Any, Any], Tensor] | None = None
+    output: Tensor | None = None
+    output_gradient: Tensor | None = None
+
+    @property
+    def random(self) -> IndependentRows:
+        """Random rows for this block: ``request.random.normal(K)``."""
+        return IndependentRows(
+            self.stream,
+            self.site,
+            self.shape,
+            self.samples,
+            self.first,
+            self.dtype,
+            self.device,
+        )
+
+    @property
+    def batch(self) -> int | None:
+        """The number of samples, ``None`` where the perturbed value is not one of each sample."""
+        if self.samples is not None:
+            return len(self.samples)
+        if self.primal is None or self.primal.ndim == len(self.shape):
+            return None
+        return len(self.primal)
+
+    def take(self, samples: slice) -> Request:
+        """The same for some of the samples."""
+        if (count := self.batch) is None:
+            return self
+
+        def part(value: Any) -> Any:
+            of_samples = isinstance(value, Tensor) and value.shape[:1] == (count,)
+            return value[samples] if of_samples else value
+
+        return replace(
+            self,
+            samples=None if self.samples is None else self.samples[samples],
+            primal=part(self.primal),
+            target=pytree.tree_map(part, self.target),
+            output=part(self.output),
+            output_gradient=part(self.output_gradient),
+        )

@@ -1,0 +1,33 @@
+"""What to run, as plain values: importing this loads neither torch nor lightning."""
+
+from multitangent_lab._errors import ConfigError
+from multitangent_lab.config._bench import BenchConfig
+from multitangent_lab.config._learning_rates import default_learning_rate
+from multitangent_lab.config._presets import COMPARE_PRESETS, TRAIN_PRESETS
+from multitangent_lab.config._reproduce import FIGURES, NETWORKS, ReproduceConfig
+from multitangent_lab.config._search import SearchConfig, SuggestConfig
+from multitangent_lab.config._train import (
+    WITH_GUESSES,
+    CompareConfig,
+    GradientName,
+    TrainConfig,
+    as_json,
+)
+
+__all__ = [
+    "COMPARE_PRESETS",
+    "FIGURES",
+    "NETWORKS",
+    "TRAIN_PRESETS",
+    "WITH_GUESSES",
+    "BenchConfig",
+    "CompareConfig",
+    "ConfigError",
+    "GradientName",
+    "ReproduceConfig",
+    "SearchConfig",
+    "SuggestConfig",
+    "TrainConfig",
+    "as_json",
+    "default_learning_rate",
+]

@@ -1,0 +1,65 @@
+"""What to reproduce, as plain values: importing this loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from multitangent_lab._errors import ConfigError
+from multitangent_lab.config._checks import check_fields
+
+FIGURES = ("fig3", "fig4", "fig5", "fig6", "table1")
+NETWORKS = ("fig6", "table1")
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """Run the paper's experiments, draw them, and compare them with what the paper says.
+
+    What has been run before is not run again, and what was interrupted goes on.
+
+    Examples:
+        >>> ReproduceConfig("all").figures
+        ('fig3', 'fig4', 'fig5', 'fig6', 'table1')
+        >>> ReproduceConfig("fig6", quick=True).folder("fig6").as_posix()
+        'results/paper/fig6-quick'
+    """
+
+    figure: Positional[Literal["fig3", "fig4", "fig5", "fig6", "table1", "all"]] = "fig3"
+    """fig3: how close gradients come, fig4: closed-form functions, fig5: tangents on a cone, fig6:
+    fully-connected networks, table1: ResNet18 and the vision transformer."""
+    quick: bool = False
+    """A small version, for a first look: each takes a minute or two."""
+    out: Path = Path("results", "paper")
+    """Folder in which every figure has one of its own."""
+    budget_minutes: float | None = None
+    """Time after which nothing new is begun and training stops; the same command goes on later."""
+    workers: int | None = None
+    """Processes that share the work; by default one per core, one on a GPU, one if quick."""
+    simulated: bool = False
+    """Networks: directional derivatives from backpropagation, not the real forward mode."""
+    data_dir: Path | None = None
+    """Folder of the data; by default $MULTITANGENT_DATA, else the user's cache folder."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks are trained; auto: on the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"workers": 1})
+        if self.simulated and self.figure not in NETWORKS:
+            raise ConfigError(
+                f"`simulated` should go with {' or '.join(NETWORKS)}, whose networks it concerns. "
+                f"Found {self.figure}. Try fig6."
+            )
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the experiments."""
+        return FIGURES if self.figure == "all" else (self.figure,)
+
+    def folder(self, figure: str) -> Path:
+        """Where the results of one experiment are."""
+        kinds = [kind for kind in ("simulated", "quick") if getattr(self, kind)]
+        return self.out / "-".join([figure, *kinds])

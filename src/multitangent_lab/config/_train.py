@@ -1,0 +1,249 @@
+"""What to run, as plain values: importing this loads neither torch nor lightning.
+
+Fields marked `Suppress` are no options of the command line, for the sake of a short `--help`;
+they are set in Python or in a `--config` file.
+"""
+
+from dataclasses import dataclass, fields, replace
+from hashlib import sha256
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Suppress
+
+from multitangent_lab._errors import ConfigError
+from multitangent_lab.config._checks import check_fields
+from multitangent_lab.config._learning_rates import default_learning_rate
+
+GradientName = Literal[
+    "backpropagation",
+    "single",
+    "sum",
+    "mean",
+    "projection",
+    "informed",
+    "feedback",
+    "local",
+    "previous",
+]
+# With guesses among the tangents: how many tangents they need at least.
+WITH_GUESSES = {"informed": 4, "feedback": 3, "local": 3, "previous": 3}
+_NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES = 16, 8
+
+
+# The smallest value of every whole number.
+AT_LEAST = dict.fromkeys(
+    ("width", "hidden_layers", "num_tangents", "images", "batch_size", "epochs", "patience"), 1
+) | {"seed": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run and a comparison of runs have in common."""
+
+    dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
+    """Data set; digits needs neither files nor a network."""
+    data_dir: Path | None = None
+    """Folder of the data; by default $MULTITANGENT_DATA, else the user's cache folder."""
+    model: Literal["fc", "resnet18", "vit"] = "fc"
+    """The paper's networks: fully connected, residual, vision transformer."""
+    width: int = 256
+    """Width of the hidden layers of fc."""
+    hidden_layers: Suppress[int] = 2
+    """How many hidden layers fc has, two in the paper."""
+    num_tangents: int | None = None
+    """K, the number of tangents per step; by default 16, and 8 with guesses among them."""
+    tangents: Literal["normal", "rademacher", "sphere", "orthogonal"] = "normal"
+    """How tangents are drawn."""
+    perturb: Literal["activations", "weights"] = "activations"
+    """What tangents are directions of."""
+    share: Suppress[Literal["batch", "sample"] | None] = None
+    """Whether the samples of a batch share their random tangents (activations only); by default
+    they do, as in the paper, except beside guesses."""
+    output: Suppress[Literal["perturbed", "exact"] | None] = None
+    """Whether the logits are perturbed too, as in the paper and by default, or use the loss's own
+    derivative, as by default beside guesses (activations only)."""
+    gain: Suppress[float | Literal["auto"]] = "auto"
+    """Beside guesses: the share of what they miss that the random tangents bring back."""
+    images: Suppress[int | None] = None
+    """How many training images to use, and a quarter as many to validate; by default all."""
+    recalibrate: Suppress[bool] = False
+    """Whether batch normalisation takes its statistics anew before every validation; always beside
+    guesses."""
+    simulated: Suppress[bool] = False
+    """Whether directional derivatives are computed from backpropagation, to study large K."""
+    optimizer: str = "SGD"
+    """Any optimizer of torch.optim, by name."""
+    batch_size: int = 64
+    """Samples per step."""
+    epochs: int = 200
+    """Epochs at most."""
+    patience: Suppress[int] = 10
+    """Epochs without a better validation loss after which to stop."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the data and the tangents."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: on the GPU if there is one."""
+    run_dir: Path | None = None
+    """Folder for what is produced; by default below runs/, named after the configuration."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, AT_LEAST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """Train one model with one gradient.
+
+    Examples:
+        >>> TrainConfig(dataset="mnist", gradient="projection").resolved().learning_rate
+        0.04232
+        >>> TrainConfig(epochs=0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        multitangent_lab._errors.ConfigError: `epochs` should be at least 1. Found 0. ...
+    """
+
+    gradient: GradientName = "informed"
+    """The gradient; single: the forward gradient of one tangent; informed, feedback, local,
+    previous: some of the K tangents are guesses, and one is the value itself."""
+    learning_rate: float | Literal["auto"] | None = None
+    """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
+    set by the curvature along the steps."""
+    resume: bool = False
+    """Continue a run that was interrupted, or one that is to have more epochs."""
+    tensorboard: Suppress[bool] = False
+    """Write TensorBoard's event files too."""
+
+    def resolved(self) -> "TrainConfig":
+        """Returns an equal configuration in which what is implied is filled in.
+
+        That is the learning rate for SGD, the folder, and the values that do not matter to
+        `gradient`, so that equal runs have equal configurations.
+        """
+        config = self
+        informed = config.gradient in WITH_GUESSES
+        if config.gradient == "single":
+            config = replace(config, num_tangents=1)
+        elif config.num_tangents is None or config.gradient == "backpropagation":
+            count = _NUM_TANGENTS_WITH_GUESSES if informed else _NUM_TANGENTS
+            config = replace(config, num_tangents=count)
+        if config.gradient == "backpropagation":
+            if config.learning_rate == "auto":
+                raise ConfigError(
+                    "`learning_rate` should be a number for backpropagation: 'auto' asks for a "
+                    "forward gradient. Found 'auto'. Try another --gradient."
+                )
+            names = ("tangents", "perturb", "share", "output", "simulated", "gain")
+            config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
+        if informed:
+            config._check_guesses()
+        config = replace(
+            config,
+            share=config.share or ("sample" if informed else "batch"),
+            output=config.output or ("exact" if informed else "perturbed"),
+            gain=config.gain if informed else _DEFAULTS.gain,
+            recalibrate=config.recalibrate or informed,
+        )
+        assert config.num_tangents is not None
+        if config.learning_rate is None and config.optimizer == "SGD":
+            rate = default_learning_rate(
+                config.dataset, config.gradient, config.num_tangents, config.model, config.width
+            )
+            config = replace(config, learning_rate=rate)
+        if config.run_dir is None:
+            same = replace(config, epochs=_DEFAULTS.epochs)  # continued, a run has more of them
+            name = f"{config.dataset}-{config.label}-{same.hash}"
+            config = replace(config, run_dir=Path("runs", name))
+        return config
+
+    def _check_guesses(self) -> None:
+        needed = WITH_GUESSES[self.gradient]
+        if self.num_tangents is not None and self.num_tangents < needed:
+            raise ConfigError(
+                f"`num_tangents` should be at least {needed} for the gradient {self.gradient}: "
+                f"guesses, the radial one, and others at random. Found {self.num_tangents}. Try "
+                f"--num-tangents {_NUM_TANGENTS_WITH_GUESSES}, or projection in its place."
+            )
+        if self.gain != "auto" and self.gain > 1:
+            raise ConfigError(
+                f"`gain` should be 'auto' or at most 1. Found {self.gain}. Try the default, 'auto'."
+            )
+        if self.perturb == "weights" and self.gradient != "previous":
+            raise ConfigError(
+                f"`perturb` should be activations for the gradient {self.gradient}, whose guesses "
+                "are of activations. Found weights. Try previous or projection in its place."
+            )
+
+    @property
+    def label(self) -> str:
+        """The gradient's name, and the number of tangents if that is for the user to choose."""
+        alone = self.gradient in ("backpropagation", "single")
+        return self.gradient if alone else f"{self.gradient}-{self.num_tangents}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the numbers that come out, as JSON values."""
+        return {name: value for name, value in as_json(self).items() if name not in _PLACES}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits, the same for the same `identity` on every machine."""
+        return digest(self.identity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Settings):
+    """Train the same model with several gradients and draw them together.
+
+    Examples:
+        >>> [run.label for run in CompareConfig(width=64).runs()]
+        ['backpropagation', 'single', 'mean-16', 'projection-16', 'informed-8']
+    """
+
+    gradients: tuple[GradientName, ...] = (
+        "backpropagation",
+        "single",
+        "mean",
+        "projection",
+        "informed",
+    )
+    """The gradients to compare."""
+
+    def resolved(self) -> "CompareConfig":
+        """Returns an equal configuration in which the folder is filled in."""
+        if self.run_dir is not None:
+            return self
+        digits = sha256("".join(run.hash for run in self.runs()).encode()).hexdigest()[:12]
+        return replace(self, run_dir=Path("runs", f"compare-{self.dataset}-{digits}"))
+
+    def runs(self) -> tuple[TrainConfig, ...]:
+        """Returns the runs, each to be continued if it was begun before."""
+        shared = {field.name: getattr(self, field.name) for field in fields(Settings)}
+        runs = (TrainConfig(**shared, gradient=name, resume=True) for name in self.gradients)
+        return tuple(
+            replace(run, run_dir=self.run_dir and self.run_dir / run.resolved().label).resolved()
+            for run in runs
+        )
+
+
+def digest(values: dict[str, Any]) -> str:
+    """Returns twelve hexadecimal digits that stand for JSON values by name.
+
+    Settings that came later are left out at their defaults: older runs are found again.
+    """
+    names = ("gain", "hidden_layers", "images", "recalibrate")
+    later = {name: getattr(_DEFAULTS, name) for name in names}
+    kept = {n: value for n, value in values.items() if n not in later or value != later[n]}
+    return sha256(dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def as_json(config: Settings) -> dict[str, Any]:
+    """Returns the fields of `config` as values that JSON and TOML have, except for None."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {n: str(value) if isinstance(value, Path) else value for n, value in values.items()}
+
+
+_DEFAULTS = Settings()
+_PLACES = ("data_dir", "device", "run_dir", "resume", "tensorboard")

@@ -1,0 +1,151 @@
+"""From a configuration to the gradient it names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from multitangent import (
+    Activations,
+    ControlVariate,
+    Feedback,
+    ForwardGradient,
+    LocalLoss,
+    Mean,
+    Normal,
+    OwnValue,
+    Projection,
+    Rademacher,
+    SimulatedGradient,
+    Weights,
+)
+from multitangent.aggregation import Aggregator, Sum
+from multitangent.objective import normalizes_batches
+from multitangent.perturbation import find_sites
+from multitangent.tangents import Orthogonal, RunningMean, ScaledByRMS, Sphere, TangentSource
+from multitangent_lab.config import WITH_GUESSES, TrainConfig
+
+
+class Gradient(Protocol):
+    """What takes the place of `loss.backward()`: `ForwardGradient` and its relatives."""
+
+    def __call__(self, inputs: Tensor, target: Tensor, /) -> Tensor:
+        """Returns the loss, detached, and adds to `.grad` of every trainable parameter."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what is needed to continue as if never interrupted."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Continues from where `state_dict` was taken."""
+
+
+class Backpropagation:
+    """The exact gradient, by a backward pass.
+
+    Args:
+        model: The model.
+        loss: From outputs and targets to a scalar.
+
+    Examples:
+        >>> import torch
+        >>> model = nn.Linear(3, 2)
+        >>> gradient = Backpropagation(model, nn.CrossEntropyLoss())
+        >>> value = gradient(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
+        >>> value.requires_grad, model.weight.grad.shape
+        (False, torch.Size([2, 3]))
+    """
+
+    def __init__(self, model: nn.Module, loss: nn.Module) -> None:
+        self.model = model
+        self.loss = loss
+
+    def __call__(self, inputs: Tensor, target: Tensor, /) -> Tensor:
+        value: Tensor = self.loss(self.model(inputs), target)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        pass
+
+
+def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gradient:
+    """Returns the gradient that `config` names."""
+    if config.gradient == "backpropagation":
+        return Backpropagation(model, loss)
+    kind = SimulatedGradient if config.simulated else ForwardGradient
+    config = config.resolved()
+    assert config.share is not None
+    assert config.output is not None
+    activations = Activations(share=config.share, output=config.output)
+    assert config.num_tangents is not None
+    perturb = activations if config.perturb == "activations" else Weights()
+    random = SOURCES[config.tangents]
+    if config.gradient in WITH_GUESSES:
+        layers = len(find_sites(model)) if config.perturb == "activations" else 0
+        layers -= config.output == "exact"
+        normalized = any(normalizes_batches(module) for module in model.modules())
+        guesses = guessing(config.gradient, config.num_tangents, layers, radial=not normalized)
+        tangents = ScaledByRMS(random(config.num_tangents - guesses.num_tangents)) + guesses
+        aggregator: Aggregator = ControlVariate(config.gain)
+    else:
+        tangents = random(config.num_tangents)
+        aggregator = AGGREGATORS[config.gradient]
+    return kind(
+        model,
+        loss,
+        tangents=tangents,
+        aggregator=aggregator,
+        perturb=perturb,
+        seed=config.seed,
+    )
+
+
+def guessing(
+    gradient: str, num_tangents: int, layers: int, *, radial: bool = True
+) -> TangentSource:
+    """Returns the guesses among K tangents.
+
+    Two tangents are left to chance, if there are enough. `Feedback`, or without it `LocalLoss`, has
+    a tangent for every layer that is guessed for, as far as the rest goes.
+
+    Args:
+        gradient: One of `WITH_GUESSES`.
+        num_tangents: K.
+        layers: How many layers are guessed for.
+        radial: Whether the value itself is among the tangents. Where batch normalisation follows,
+            the loss does not depend on the value's scale, which constant statistics do not show.
+
+    Examples:
+        >>> guessing("feedback", 8, 2)
+        Feedback(num_tangents=2, step_size=0.5, gated=True) + OwnValue(num_tangents=1)
+    """
+    others = (gradient == "informed") + radial
+    own = max(1, min(layers, num_tangents - _LEFT_TO_CHANCE - others))
+    sources: Mapping[str, Callable[[], TangentSource]] = {
+        "informed": lambda: Feedback(own) + LocalLoss(),
+        "feedback": lambda: Feedback(own),
+        "local": lambda: LocalLoss(own),
+        "previous": RunningMean,
+    }
+    guesses = sources[gradient]()
+    return guesses + OwnValue() if radial else guesses
+
+
+_LEFT_TO_CHANCE = 2
+
+
+SOURCES: Mapping[str, Callable[[int], TangentSource]] = {
+    "normal": Normal,
+    "rademacher": Rademacher,
+    "sphere": Sphere,
+    "orthogonal": Orthogonal,
+}
+AGGREGATORS: Mapping[str, Aggregator] = {
+    "single": Mean(),
+    "sum": Sum(),
+    "mean": Mean(),
+    "projection": Projection(),
+}
