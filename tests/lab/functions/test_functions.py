@@ -131,7 +131,7 @@ def test_the_previous_gradient_of_a_function_is_a_tangent():
         FUNCTIONS["sphere"],
         Estimate(Normal(1) + RunningMean(decay=0.0), Projection()),
     )
-    estimate = estimate.started()
+    estimate = estimate.init()
     points = torch.ones(1, 1, 40, dtype=F64)
     lengths = [float(estimate(function, points, step).norm()) for step in range(30)]
     assert lengths == sorted(lengths)
