@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
+
+DEVICE = torch.device(os.environ.get("MULTITANGENT_TEST_DEVICE", "cpu"))
 
 
 class ResidualMLP(nn.Module):
@@ -108,7 +112,7 @@ def build(
         model = constructor().to(dtype)
         x = torch.randn(batch, *shape, dtype=dtype)
         y = torch.randint(3, (batch,))
-    return model, x, y, dimension
+    return model.to(DEVICE), x.to(DEVICE), y.to(DEVICE), dimension
 
 
 def gradients(model: nn.Module) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import multitangent
-from models_for_tests import MODELS, build, gradients, relative_error
+from models_for_tests import DEVICE, MODELS, build, gradients, relative_error
 from multitangent import (
     Activations,
     ForwardGradient,
@@ -22,7 +22,9 @@ from multitangent import (
 )
 from multitangent.aggregation import Rescaled, Sum, TopK
 from multitangent.tangents import Cone, Normalized, Orthogonal, Sphere, StandardBasis
+from pairwise import pairwise
 
+WEIGHT = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64, device=DEVICE)  # of three classes
 DETERMINISTIC = [name for name in MODELS if name not in ("dropout", "heads")]
 SOURCES = [
     Normal(4),
@@ -55,13 +57,19 @@ def size(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
-@pytest.mark.parametrize("perturb", PERTURBATIONS, ids=repr)
-@pytest.mark.parametrize("source", [StandardBasis, Normal, Orthogonal])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+EXACT = pairwise(
+    DETERMINISTIC,
+    PERTURBATIONS,
+    [StandardBasis, Normal, Orthogonal],
+    [(torch.float64, 1e-10), (torch.float32, 1e-4)],
+)
+
+
+@pytest.mark.parametrize(("name", "perturb", "source", "precision"), EXACT)
 def test_as_many_independent_tangents_as_dimensions_give_the_exact_gradient(
-    name, perturb, source, dtype, tolerance
+    name, perturb, source, precision
 ):
+    dtype, tolerance = precision
     model, x, y, n = build(name, dtype)
     n = size(model) if isinstance(perturb, Weights) else n
     if source is not StandardBasis:
@@ -73,29 +81,27 @@ def test_as_many_independent_tangents_as_dimensions_give_the_exact_gradient(
     assert relative_error(gradients(model), expected) <= tolerance
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("perturb", PERTURBATIONS, ids=repr)
-def test_equals_the_simulation_for_every_source_and_aggregator(name, perturb):
+SIMULATED = pairwise(list(MODELS), PERTURBATIONS, SOURCES, AGGREGATORS)
+
+
+@pytest.mark.parametrize(("name", "perturb", "source", "aggregator"), SIMULATED)
+def test_equals_the_simulation(name, perturb, source, aggregator):
     model, x, y, _ = build(name)
-    loss = nn.CrossEntropyLoss()
-    for source in SOURCES:
-        for aggregator in AGGREGATORS:
-            arguments = (model, loss, source, aggregator, perturb)
-            real, simulated = ForwardGradient(*arguments), SimulatedGradient(*arguments)
-            for _ in range(2):  # the second step has other tangents
-                value, expected = real(x, y), None
-                found = gradients(model)
-                expected = simulated(x, y)
-                torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
-                assert relative_error(found, gradients(model)) <= 1e-9, (source, aggregator)
+    arguments = (model, nn.CrossEntropyLoss(), source, aggregator, perturb)
+    real, simulated = ForwardGradient(*arguments), SimulatedGradient(*arguments)
+    for _ in range(2):  # the second step has other tangents
+        value, estimate = real(x, y), gradients(model)
+        torch.testing.assert_close(value, simulated(x, y), rtol=1e-12, atol=1e-12)
+        assert relative_error(estimate, gradients(model)) <= 1e-9
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("perturb", PERTURBATIONS, ids=repr)
-@pytest.mark.parametrize("micro_batch", [1, 2, 4, 5, 100])
+SPLIT = pairwise(list(MODELS), PERTURBATIONS, [1, 2, 4, 5, 100])
+
+
+@pytest.mark.parametrize(("name", "perturb", "micro_batch"), SPLIT)
 def test_the_split_into_micro_batches_changes_nothing(name, perturb, micro_batch):
     model, x, y, _ = build(name)
-    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64))
+    loss = nn.CrossEntropyLoss(weight=WEIGHT)
     whole = ForwardGradient(model, loss, Normal(4), Projection(), perturb)(x, y)
     expected = gradients(model)
     parts = ForwardGradient(model, loss, Normal(4), Projection(), perturb, 0, micro_batch)(x, y)
@@ -106,10 +112,10 @@ def test_the_split_into_micro_batches_changes_nothing(name, perturb, micro_batch
 LOSSES = {
     "mean": nn.CrossEntropyLoss(),
     "sum": nn.CrossEntropyLoss(reduction="sum"),
-    "weighted": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)),
+    "weighted": nn.CrossEntropyLoss(weight=WEIGHT),
     "smoothed": nn.CrossEntropyLoss(label_smoothing=0.2),
     "ignoring": nn.CrossEntropyLoss(ignore_index=1),
-    "likelihood": nn.NLLLoss(weight=torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)),
+    "likelihood": nn.NLLLoss(weight=WEIGHT),
     "square": nn.MSELoss(),
     "square sum": nn.MSELoss(reduction="sum"),
     "smooth": nn.SmoothL1Loss(),

@@ -169,9 +169,9 @@ def auto_step(model, loss, inner=None, **options):
 def test_rate_of_a_quadratic():
     model, loss = quadratic([4.0, 4.0, 4.0])
     optimizer, gradient = auto_step(model, loss, every=1)
-    assert optimizer.rate is None
+    assert optimizer.learning_rate is None
     assert descend(model, loss, optimizer, gradient, 200) < 1e-12
-    assert optimizer.rate == pytest.approx(0.25)
+    assert optimizer.learning_rate == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
@@ -196,7 +196,7 @@ def test_noise_makes_the_rate_smaller():
         model, loss = quadratic([1.0] * 4)
         optimizer, gradient = auto_step(model, loss, every=1)
         descend(model, loss, optimizer, gradient, 600, noise)
-        rates.append(optimizer.rate)
+        rates.append(optimizer.learning_rate)
     assert rates[0] == pytest.approx(1.0)
     assert 0 < rates[1] < 0.7
 
@@ -244,8 +244,10 @@ def test_a_rate_of_many_trajectories_is_that_of_each():
         together.update(*args)
         for i, rule in enumerate(alone):
             rule.update(*[a[i] for a in args])
-    assert together.rate is not None
-    torch.testing.assert_close(together.rate, torch.stack([rule.rate for rule in alone]))
+    assert together.learning_rate is not None
+    torch.testing.assert_close(
+        together.learning_rate, torch.stack([rule.learning_rate for rule in alone])
+    )
 
 
 def test_resumes():
@@ -274,7 +276,7 @@ def test_resumes():
         part.load_state_dict(state)
     go(*second, batches[5:])
     assert torch.equal(second[0].weight, whole[0].weight)
-    assert second[2].rate == whole[2].rate
+    assert second[2].learning_rate == whole[2].learning_rate
 
 
 def test_schedulers_closures_frozen_parameters():

@@ -4,7 +4,7 @@ from multitangent_lab._errors import ConfigError
 from multitangent_lab.config._bench import BenchConfig
 from multitangent_lab.config._learning_rates import default_learning_rate
 from multitangent_lab.config._presets import COMPARE_PRESETS, TRAIN_PRESETS
-from multitangent_lab.config._reproduce import FIGURES, NETWORKS, ReproduceConfig
+from multitangent_lab.config._reproduce import FIGURES, NETWORKS, STUDIES, ReproduceConfig
 from multitangent_lab.config._search import SearchConfig, SuggestConfig
 from multitangent_lab.config._train import (
     WITH_GUESSES,
@@ -18,6 +18,7 @@ __all__ = [
     "COMPARE_PRESETS",
     "FIGURES",
     "NETWORKS",
+    "STUDIES",
     "TRAIN_PRESETS",
     "WITH_GUESSES",
     "BenchConfig",

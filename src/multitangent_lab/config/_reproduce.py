@@ -13,11 +13,12 @@ from multitangent_lab.config._checks import check_fields
 
 FIGURES = ("fig3", "fig4", "fig5", "fig6", "table1")
 NETWORKS = ("fig6", "table1")
+STUDIES = ("function-rates", "network-rates", "samplers", "guesses", "guesses-full", "running-mean")
 
 
 @dataclass(frozen=True)
 class ReproduceConfig:
-    """Run the paper's experiments, draw them, and compare them with what the paper says.
+    """Run experiments: the paper's, compared with what it says, and studies beyond it.
 
     What has been run before is not run again, and what was interrupted goes on.
 
@@ -26,15 +27,35 @@ class ReproduceConfig:
         ('fig3', 'fig4', 'fig5', 'fig6', 'table1')
         >>> ReproduceConfig("fig6", quick=True).folder("fig6").as_posix()
         'results/paper/fig6-quick'
+        >>> ReproduceConfig("guesses").folder("guesses").as_posix()
+        'results/studies/guesses'
     """
 
-    figure: Positional[Literal["fig3", "fig4", "fig5", "fig6", "table1", "all"]] = "fig3"
+    figure: Positional[
+        Literal[
+            "fig3",
+            "fig4",
+            "fig5",
+            "fig6",
+            "table1",
+            "all",
+            "function-rates",
+            "network-rates",
+            "samplers",
+            "guesses",
+            "guesses-full",
+            "running-mean",
+        ]
+    ] = "fig3"
     """fig3: how close gradients come, fig4: closed-form functions, fig5: tangents on a cone, fig6:
-    fully-connected networks, table1: ResNet18 and the vision transformer."""
+    fully-connected networks, table1: ResNet18 and the vision transformer; all: these five. Studies:
+    learning rates of functions and of networks, samplers of a search, gradients with guesses in
+    small and in full, running means of gradients."""
     quick: bool = False
     """A small version, for a first look: each takes a minute or two."""
-    out: Path = Path("results", "paper")
-    """Folder in which every figure has one of its own."""
+    out: Path | None = None
+    """Folder in which every experiment has one of its own; by default results/paper, and for
+    studies results/studies."""
     budget_minutes: float | None = None
     """Time after which nothing new is begun and training stops; the same command goes on later."""
     workers: int | None = None
@@ -53,6 +74,11 @@ class ReproduceConfig:
                 f"`simulated` should go with {' or '.join(NETWORKS)}, whose networks it concerns. "
                 f"Found {self.figure}. Try fig6."
             )
+        if self.quick and self.figure in STUDIES:
+            raise ConfigError(
+                f"`quick` should go with {', '.join(FIGURES)} or all, which have a small version. "
+                f"Found {self.figure}. Try it without."
+            )
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -62,4 +88,5 @@ class ReproduceConfig:
     def folder(self, figure: str) -> Path:
         """Where the results of one experiment are."""
         kinds = [kind for kind in ("simulated", "quick") if getattr(self, kind)]
-        return self.out / "-".join([figure, *kinds])
+        home = Path("results", "studies" if figure in STUDIES else "paper")
+        return (home if self.out is None else self.out) / "-".join([figure, *kinds])

@@ -21,7 +21,7 @@ from rich.progress import (
 
 from multitangent_lab._files import write_csv, write_text
 from multitangent_lab._provenance import provenance
-from multitangent_lab.config import NETWORKS, ReproduceConfig
+from multitangent_lab.config import NETWORKS, STUDIES, ReproduceConfig
 from multitangent_lab.experiments._experiment import Claim
 from multitangent_lab.experiments._store import Store
 from multitangent_lab.experiments._workers import experiment_of, run_cells
@@ -58,8 +58,10 @@ def _check_folder(folder: Path) -> None:
 def finish(config: ReproduceConfig, figure: str) -> dict[str, Any]:
     """Writes the table, the pictures and the comparison with the paper, of what has been run."""
     folder, experiment = config.folder(figure), experiment_of(figure)
-    cells = experiment.cells(config.quick, config.simulated)
-    records = Store(folder).records()
+    store = Store(folder)
+    cells = [*experiment.cells(config.quick, config.simulated), *experiment.further(store)]
+    cells = list({cell.key: cell for cell in cells}.values())
+    records = store.records()
     ended = [records[cell.key] for cell in cells if cell.key in records]
     summary: dict[str, Any] = {
         "figure": figure,
@@ -79,7 +81,8 @@ def finish(config: ReproduceConfig, figure: str) -> dict[str, Any]:
         claims = experiment.claims(rows) if complete or figure in NETWORKS else []
         if config.quick:  # too small to decide
             claims = [replace(claim, agrees=None) for claim in claims]
-        write_text(folder / "claims.md", _markdown(experiment.title, claims, summary))
+        if figure not in STUDIES:
+            write_text(folder / "claims.md", _markdown(experiment.title, claims, summary))
         summary["claims"] = [vars(claim) for claim in claims]
     machines = {key: sorted({str(r[key]) for r in ended}) for key in ("multitangent", *_MACHINE)}
     last = {"ran_on": machines, "written_by": provenance()}

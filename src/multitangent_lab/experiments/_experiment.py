@@ -1,4 +1,4 @@
-"""What an experiment of the paper consists of."""
+"""What an experiment consists of."""
 
 from __future__ import annotations
 
@@ -44,9 +44,17 @@ class Context:
     late: Callable[[], bool] = lambda: False
 
 
+def _no_claims(rows: list[Row]) -> list[Claim]:
+    return []
+
+
+def _nothing_further(store: Store) -> Sequence[Cell]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """One figure or table of the paper.
+    """One figure or table of the paper, or a study beyond it.
 
     Args:
         title: What it shows.
@@ -54,10 +62,12 @@ class Experiment:
         run: From a cell to its rows.
         draw: From the rows of all cells that have ended to the pictures and further tables.
         claims: From the same rows to what they say about the paper.
+        further: Cells that depend on the results so far.
     """
 
     title: str
     cells: Callable[[bool, bool], Sequence[Cell]]
     run: Callable[[Any, Context], list[Row]]
     draw: Callable[[list[Row], Path], None]
-    claims: Callable[[list[Row]], list[Claim]]
+    claims: Callable[[list[Row]], list[Claim]] = _no_claims
+    further: Callable[[Store], Sequence[Cell]] = _nothing_further

@@ -13,16 +13,22 @@ from time import monotonic
 import torch
 
 from multitangent_lab._allocator import keep_freed_memory
-from multitangent_lab.config import NETWORKS, ReproduceConfig
+from multitangent_lab.config import NETWORKS, STUDIES, ReproduceConfig
 from multitangent_lab.experiments._experiment import Context, Experiment
 from multitangent_lab.experiments._store import Cell, OutOfTimeError, Row, Store
 from multitangent_lab.training import ConfigError
 
 
-def experiment_of(figure: str) -> Experiment:
+def experiment_of(name: str) -> Experiment:
     """The experiment of that name."""
-    found: Experiment = import_module(f"multitangent_lab.experiments.paper.{figure}").EXPERIMENT
-    return found
+    folder = "studies" if name in STUDIES else "paper"
+    module = import_module(f"multitangent_lab.experiments.{folder}.{_FILES.get(name, name)}")
+    experiment: Experiment = getattr(module, _VALUES.get(name, "EXPERIMENT"))
+    return experiment
+
+
+_FILES = {name: name.replace("-", "_") for name in STUDIES} | {"guesses-full": "guesses"}
+_VALUES = {"guesses-full": "FULL"}
 
 
 def run_cells(
@@ -108,6 +114,7 @@ def _work(
 
     with suppress(OutOfTimeError):
         store.work(wanted(), run)
+        store.work(experiment.further(store), run)
     show()
 
 
@@ -126,4 +133,4 @@ def _cores() -> int:
 
 def _on_cpu(config: ReproduceConfig, figure: str) -> bool:
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    return not (on_gpu and figure in NETWORKS)
+    return not (on_gpu and figure in (*NETWORKS, "guesses", "guesses-full"))

@@ -194,9 +194,9 @@ def test_self_set_rates_are_the_inverse_curvature_of_a_quadratic():
     rule = StepRule()
     found = descend(FUNCTIONS["sphere"], 64, Estimate(Normal(4), Projection()), rule, seeds=3)
     assert found.best.max() < 1e-10
-    assert found.rates.shape == (1,)
-    assert float(found.rates) == pytest.approx(0.5, rel=1e-3)
-    assert rule.rate is None  # the caller's own is left alone
+    assert found.learning_rates.shape == (1,)
+    assert float(found.learning_rates) == pytest.approx(0.5, rel=1e-3)
+    assert rule.learning_rate is None  # the caller's own is left alone
 
 
 @pytest.mark.parametrize("name", ["sphere", "styblinski-tang"])
@@ -212,18 +212,27 @@ def test_self_set_rates_reach_what_a_search_reaches(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rates": torch.tensor([0.1, -1.0])}, r"`rates` should be a vector of positive.*-1"),
-        ({"rates": torch.tensor(0.1)}, "`rates` should be a vector"),
-        ({"rates": torch.tensor([float("nan")])}, "`rates` should be a vector of positive"),
+        (
+            {"learning_rates": torch.tensor([0.1, -1.0])},
+            "`learning_rates` should be a vector of positive.*-1",
+        ),
+        ({"learning_rates": torch.tensor(0.1)}, "`learning_rates` should be a vector"),
+        (
+            {"learning_rates": torch.tensor([float("nan")])},
+            "`learning_rates` should be a vector of positive",
+        ),
         ({"dimension": 0}, "`dimension` should be at least 1. Found 0"),
         ({"seeds": 0}, "`seeds` should be at least 1. Found 0"),
         ({"patience": 0}, "`patience` should be at least 1. Found 0"),
         ({"steps": 0}, "`steps` should be at least 1. Found 0"),
-        ({"rates": 0.1}, r"`rates` should be a tensor or a StepRule. Found float. Try torch"),
+        (
+            {"learning_rates": 0.1},
+            "`learning_rates` should be a tensor or a StepRule. Found float. Try torch",
+        ),
         ({"function": torch.sum}, "`function` should be a Function. Found builtin"),
     ],
 )
 def test_errors(arguments, message):
-    usual = {"function": FUNCTIONS["sphere"], "dimension": 2, "rates": torch.tensor([0.1])}
+    usual = {"function": FUNCTIONS["sphere"], "dimension": 2, "learning_rates": torch.tensor([0.1])}
     with pytest.raises((TypeError, ValueError), match=message):
         descend(gradient=TrueGradient(), **usual | arguments)

@@ -1,14 +1,8 @@
-"""Learning rates on closed-form functions: searched, suggested, and set by the curvature.
-
-Run as ``python -m multitangent_lab.experiments.studies.function_rates FOLDER [FUNCTION ...]``.
-
-Every case is stored as it ends, and not run again; any number of processes can share a folder.
-"""
+"""Learning rates on closed-form functions: searched, suggested, and set by the curvature."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,10 +10,10 @@ import torch
 
 from multitangent import Normal
 from multitangent.learning_rate import StepRule
-from multitangent_lab._files import write_csv
 from multitangent_lab.experiments._draw_rates import draw_rates
+from multitangent_lab.experiments._experiment import Context, Experiment
 from multitangent_lab.experiments._reference import Reference, gap, suggested_rate
-from multitangent_lab.experiments._store import Cell, Row, Store
+from multitangent_lab.experiments._store import Cell, Row
 from multitangent_lab.functions import FUNCTIONS, Estimate, descend
 from multitangent_lab.training import AGGREGATORS
 
@@ -48,13 +42,13 @@ def cases() -> Iterator[Case]:
                     yield Case(function, dimension, count, aggregator)
 
 
-def run(case: Case, store: Store) -> list[Row]:
+def run(case: Case, context: Context) -> list[Row]:
     """Search, suggestion and self-set rate of one case, as one row of the table."""
     function, n = FUNCTIONS[case.function], case.dimension
     aggregator = AGGREGATORS[case.aggregator]
     estimate = Estimate(Normal(case.num_tangents), aggregator)
     suggested, lowest, fastest = suggested_rate(
-        store, Reference(case.function, n), case.num_tangents, aggregator
+        context.store, Reference(case.function, n), case.num_tangents, aggregator
     )
     # Around the suggestion, which is one of them; Rosenbrock's 25 000 steps take their time.
     long = function.steps > 10_000
@@ -84,15 +78,14 @@ def run(case: Case, store: Store) -> list[Row]:
     return [row]
 
 
-def main(folder: Path, functions: Sequence[str] = ()) -> None:
-    """Run what is missing, of some functions or all; then write the table and draw it."""
-    store = Store(folder)
-    wanted = [case for case in cases() if not functions or case.function in functions]
-    store.work(wanted, lambda case: run(case, store))
-    rows = store.rows(cases())
-    write_csv(folder / "functions.csv", rows)
-    draw_rates(rows, "function", folder / "functions.png")
+def draw(rows: list[Row], folder: Path) -> None:
+    """Suggested rates against searched ones."""
+    draw_rates(rows, "function", folder / "function-rates.png")
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+EXPERIMENT = Experiment(
+    title="Learning rates on closed-form functions",
+    cells=lambda quick, simulated: list(cases()),
+    run=run,
+    draw=draw,
+)

@@ -1,27 +1,19 @@
-"""Gradients with guesses beside backpropagation and random tangents, on the paper's networks.
-
-Run as ``python -m multitangent_lab.experiments.studies.guesses FOLDER [STUDY ...]``.
-
-Every run is stored as it ends, and not run again; any number of processes can share a folder.
-"""
+"""Gradients with guesses beside backpropagation and random tangents, on the paper's networks."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from multitangent_lab._files import write_csv
 from multitangent_lab.config import GradientName
-from multitangent_lab.experiments import _training
-from multitangent_lab.experiments._experiment import Context
-from multitangent_lab.experiments._store import Store
-from multitangent_lab.experiments._training import Training, training
+from multitangent_lab.experiments._experiment import Experiment
+from multitangent_lab.experiments._store import Row, Store
+from multitangent_lab.experiments._training import Training, results, run, training
 
 SEEDS = 3
 
@@ -128,21 +120,21 @@ STUDIES: Mapping[str, Study] = {
         {"batch_size": 128},
     ),
 }
-FULL = ("resnet18", "vit")  # for a GPU
+_FULL = ("resnet18", "vit")  # for a GPU
+_SMALL = tuple(name for name in STUDIES if name not in _FULL)
 
 
 def chosen(store: Store, cells: Sequence[Training]) -> Iterator[Training]:
     """The best learning rate of every gradient whose search has ended, with all seeds."""
     for key in dict.fromkeys((cell.gradient, cell.num_tangents) for cell in cells):
-        own = [cell for cell in cells if (cell.gradient, cell.num_tangents) == key]
-        if all(store.rows([cell]) for cell in own):
-            best = min(own, key=lambda cell: _loss(store, cell))
+        tried = [cell for cell in cells if (cell.gradient, cell.num_tangents) == key]
+        if all(store.rows([cell]) for cell in tried):
+            best = min(tried, key=lambda cell: _loss(store.rows([cell])))
             yield from (replace(best, seed=seed) for seed in range(SEEDS))
 
 
-def _loss(store: Store, cell: Training) -> float:
+def _loss(rows: Sequence[Row]) -> float:
     """The least validation loss of a run that has ended, infinite if it diverged."""
-    rows = store.rows([cell])
     return inf if rows[-1]["diverged"] else min(float(row["validation_loss"]) for row in rows)
 
 
@@ -153,37 +145,37 @@ def converged() -> Iterator[Training]:
         yield training("fc", "mnist", "feedback", 4, seed)
 
 
-def main(folder: Path, studies: Sequence[str], context: Context) -> None:
-    """Run what is missing; then write the tables."""
-    store = context.store
+def _cells(names: Sequence[str]) -> list[Training]:
+    return [cell for name in names for cell in STUDIES[name].searched()]
 
-    def table(name: str, cells: Iterable[Training]) -> None:
-        cells = list(cells)
-        store.work(cells, lambda cell: _training.run(cell, context))
-        if rows := store.rows(cells):
-            write_csv(folder / f"{name}.csv", _training.results(rows))
 
-    for name in studies:
+def _further(names: Sequence[str], store: Store) -> list[Training]:
+    cells = [c for name in names for c in chosen(store, list(STUDIES[name].searched()))]
+    return [*cells, *converged()] if "two-layers" in names else cells
+
+
+def _draw(names: Sequence[str], rows: list[Row], folder: Path) -> None:
+    """One table of the rates that were tried, and one of the best rates, for every network."""
+    store = Store(folder)
+    for name in names:
         cells = list(STUDIES[name].searched())
-        table(f"{name}-searched", cells)
-        table(f"{name}-chosen", chosen(store, cells))
+        tables = {"searched": cells, "chosen": list(chosen(store, cells))}
         if name == "two-layers":
-            table("two-layers-converged", converged())
+            tables["converged"] = list(converged())
+        for kind, of_table in tables.items():
+            if stored := store.rows(of_table):
+                write_csv(folder / f"{name}-{kind}.csv", results(stored))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("study", nargs="*", help=", ".join(STUDIES))
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    given = parser.parse_args()
-    if unknown := [name for name in given.study if name not in STUDIES]:
-        parser.error(f"unknown: {', '.join(unknown)}. Try {', '.join(STUDIES)}.")
-    torch.set_num_threads(1)
-    small = [name for name in STUDIES if name not in FULL]
-    main(
-        given.folder,
-        given.study or small,
-        Context(Store(given.folder), given.data_dir, given.device),
+def _experiment(title: str, names: Sequence[str]) -> Experiment:
+    return Experiment(
+        title=title,
+        cells=lambda quick, simulated: _cells(names),
+        run=run,
+        draw=partial(_draw, names),
+        further=partial(_further, names),
     )
+
+
+EXPERIMENT = _experiment("Gradients with guesses, in small", _SMALL)
+FULL = _experiment("Gradients with guesses, in full", _FULL)

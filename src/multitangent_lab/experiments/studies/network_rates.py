@@ -1,26 +1,18 @@
-"""Learning rates of fully-connected networks: searched and suggested.
-
-Run as ``python -m multitangent_lab.experiments.studies.network_rates FOLDER [DATASET ...]``.
-
-Every case is stored as it ends, and not run again; any number of processes can share a folder.
-"""
+"""Learning rates of fully-connected networks: searched and suggested."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf, log
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from multitangent.learning_rate import suggest
-from multitangent_lab._files import write_csv
 from multitangent_lab.config import TrainConfig
 from multitangent_lab.experiments._draw_rates import draw_rates
-from multitangent_lab.experiments._store import Cell, Row, Store
+from multitangent_lab.experiments._experiment import Context, Experiment
+from multitangent_lab.experiments._store import Cell, Row
 from multitangent_lab.training import AGGREGATORS, NonFiniteLoss, train
 
 CLOSE = 0.05  # of the gap between guessing and the best loss: what counts as no worse
@@ -84,8 +76,11 @@ def reference_rates(case: Network, data_dir: Path | None) -> list[Row]:
     return [{"lowest": min(good), "highest": max(good)}]
 
 
-def run(case: Network, lowest: float, highest: float, data_dir: Path | None) -> list[Row]:
+def run(case: Network, context: Context) -> list[Row]:
     """Search around the suggestion, which is one of the rates that are tried."""
+    true = Network(case.dataset, case.width, case.epochs, "backpropagation", 16)
+    (row,) = context.store.obtain(true, lambda cell: reference_rates(cell, context.data_dir))
+    lowest, highest = row["lowest"], row["highest"]
     dimension = 2 * case.width + 10
     suggested = suggest(
         lowest,
@@ -95,7 +90,7 @@ def run(case: Network, lowest: float, highest: float, data_dir: Path | None) -> 
         headroom=highest / lowest,
     )
     rates = [suggested * factor for factor in _AROUND]
-    found = losses(case, rates, data_dir)
+    found = losses(case, rates, context.data_dir)
     best, own = min(found), found[len(rates) // 2]
     return [
         {
@@ -115,26 +110,14 @@ def run(case: Network, lowest: float, highest: float, data_dir: Path | None) -> 
     ]
 
 
-def main(folder: Path, datasets: list[str], data_dir: Path | None) -> None:
-    """Run what is missing, of some data sets or all; then write the table and draw it."""
-    torch.set_num_threads(1)
-    store = Store(folder)
-
-    def of(case: Network) -> list[Row]:
-        true = Network(case.dataset, case.width, case.epochs, "backpropagation", 16)
-        (row,) = store.obtain(true, lambda cell: reference_rates(cell, data_dir))
-        return run(case, row["lowest"], row["highest"], data_dir)
-
-    store.work([c for c in cases() if not datasets or c.dataset in datasets], of)
-    rows = store.rows(cases())
-    write_csv(folder / "networks.csv", rows)
-    draw_rates(rows, "network", folder / "networks.png")
+def draw(rows: list[Row], folder: Path) -> None:
+    """Suggested rates against searched ones."""
+    draw_rates(rows, "network", folder / "network-rates.png")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("datasets", nargs="*")
-    parser.add_argument("--data-dir", type=Path)
-    given = parser.parse_args()
-    main(given.folder, given.datasets, given.data_dir)
+EXPERIMENT = Experiment(
+    title="Learning rates of fully-connected networks",
+    cells=lambda quick, simulated: list(cases()),
+    run=run,
+    draw=draw,
+)

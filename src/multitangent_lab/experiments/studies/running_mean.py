@@ -1,22 +1,16 @@
-"""Earlier gradients among the tangents of descent on figure 4's functions, at equal K.
-
-Run as ``python -m multitangent_lab.experiments.studies.running_mean FOLDER``.
-
-Every case is stored as it ends, and not run again; any number of processes can share a folder.
-"""
+"""Earlier gradients among the tangents of descent on figure 4's functions, at equal K."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-
-import torch
+from typing import Any
 
 from multitangent_lab._files import write_csv
 from multitangent_lab.experiments._descents import Descent, descents
-from multitangent_lab.experiments._store import Row, Store
+from multitangent_lab.experiments._experiment import Experiment
+from multitangent_lab.experiments._store import Row
 from multitangent_lab.functions import FUNCTIONS
 
 GRADIENTS = ("projection", "previous", "running mean")  # the first without guesses
@@ -48,17 +42,18 @@ def left(rows: Sequence[Row]) -> Row:
     }
 
 
-def main(folder: Path) -> None:
-    """Run what is missing; then write the table."""
-    torch.set_num_threads(1)
-    store = Store(folder)
-    wanted = list(cells())
-    store.work(wanted, lambda cell: descents(cell, {}))
-    found = [rows for cell in wanted if (rows := store.rows([cell]))]
-    write_csv(folder / "functions.csv", [left(rows) for rows in found])
+def draw(rows: list[Row], folder: Path) -> None:
+    """The table of what each case leaves."""
+    columns = ("function", "dimension", "num_tangents", "gradient")
+    cases: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[name] for name in columns), []).append(row)
+    write_csv(folder / "summary.csv", [left(of_case) for of_case in cases.values()])
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    main(parser.parse_args().folder)
+EXPERIMENT = Experiment(
+    title="Running means of gradients among the tangents",
+    cells=lambda quick, simulated: list(cells()),
+    run=lambda cell, context: descents(cell, {}),
+    draw=draw,
+)

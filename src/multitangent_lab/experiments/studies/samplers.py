@@ -1,39 +1,48 @@
 """How many trials samplers need on closed-form functions, beside the vectorised grid.
 
-Run as ``python -m multitangent_lab.experiments.studies.samplers FOLDER``.
-
 The value for every rate is computed once, on a grid far finer than any search; the samplers then
 search in that table.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import log10
-from pathlib import Path
+from statistics import median
+from typing import Literal
 
 import optuna
 import torch
 
-from multitangent import Mean, Normal, Projection
-from multitangent_lab._files import write_csv, write_text
-from multitangent_lab._provenance import provenance
+from multitangent import Normal
+from multitangent_lab.experiments._experiment import Context, Experiment
 from multitangent_lab.experiments._reference import gap
+from multitangent_lab.experiments._store import Cell, Row
 from multitangent_lab.functions import FUNCTIONS, Estimate, descend
 from multitangent_lab.search import grid
+from multitangent_lab.training import AGGREGATORS
 
-# Function, dimension, tangents, aggregator, steps.
+
+@dataclass(frozen=True)
+class Problem(Cell):
+    """Descent on one function with one gradient, whose learning rate is searched."""
+
+    function: str
+    dimension: int
+    num_tangents: int
+    aggregator: Literal["mean", "projection"]
+    steps: int
+
+
 PROBLEMS = (
-    ("sphere", 64, 4, Mean(), 1000),
-    ("sphere", 1024, 1, Projection(), 1000),
-    ("styblinski-tang", 64, 4, Mean(), 1000),
-    ("styblinski-tang", 64, 4, Projection(), 1000),
-    ("rosenbrock", 64, 4, Mean(), 3000),
-    ("rosenbrock", 64, 4, Projection(), 3000),
+    Problem("sphere", 64, 4, "mean", 1000),
+    Problem("sphere", 1024, 1, "projection", 1000),
+    Problem("styblinski-tang", 64, 4, "mean", 1000),
+    Problem("styblinski-tang", 64, 4, "projection", 1000),
+    Problem("rosenbrock", 64, 4, "mean", 3000),
+    Problem("rosenbrock", 64, 4, "projection", 3000),
 )
 BUDGETS = (5, 10, 20, 40)
 REPEATS = 20
@@ -46,19 +55,18 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 _LOW, _HIGH, _POINTS = 1e-6, 1.0, 241
 
 
-def tabulated(problem: tuple[str, int, int, Mean | Projection, int]) -> list[float]:
+def tabulated(problem: Problem) -> list[float]:
     """Excess over the least value, in parts of the initial gap, for rates of the fine grid."""
-    name, dimension, count, aggregator, steps = problem
-    function = FUNCTIONS[name]
-    found = descend(
+    function = FUNCTIONS[problem.function]
+    descent = descend(
         function,
-        dimension,
-        Estimate(Normal(count), aggregator),
+        problem.dimension,
+        Estimate(Normal(problem.num_tangents), AGGREGATORS[problem.aggregator]),
         torch.tensor(grid(_LOW, _HIGH, _POINTS), dtype=torch.float64),
-        steps=steps,
+        steps=problem.steps,
     )
-    means = found.best.mean(1)
-    values: list[float] = ((means - means.min()) / gap(function, dimension)).tolist()
+    means = descent.best.mean(1)
+    values: list[float] = ((means - means.min()) / gap(function, problem.dimension)).tolist()
     return values
 
 
@@ -80,35 +88,35 @@ def search(table: list[float], sampler: optuna.samplers.BaseSampler) -> list[flo
     return best
 
 
-def main(folder: Path) -> None:
-    """Search with every sampler and write the table of median excesses."""
+def run(problem: Problem, context: Context) -> list[Row]:
+    """Search with every sampler: the median excess after so many trials, beside a grid's."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    rows = []
-    for problem in PROBLEMS:
-        table = tabulated(problem)
-        name, dimension, count, aggregator, _ = problem
+    table = tabulated(problem)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         of_sampler = {
             sampler: [search(table, make(seed)) for seed in range(REPEATS)]
             for sampler, make in SAMPLERS.items()
         }
-        for budget in BUDGETS:
-            row: dict[str, object] = {
-                "function": name,
-                "dimension": dimension,
-                "num_tangents": count,
-                "aggregator": type(aggregator).__name__.lower(),
-                "trials": budget,
-                "grid": min(excess(table, rate) for rate in grid(_LOW, _HIGH, budget)),
-            }
-            for sampler, runs in of_sampler.items():
-                row[sampler] = statistics.median(run[budget - 1] for run in runs)
-            rows.append({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
-            print(rows[-1], flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "samplers.csv", rows)
-    write_text(folder / "samplers.json", json.dumps(provenance(), indent=1) + "\n")
+    rows = []
+    for budget in BUDGETS:
+        row: Row = {
+            "function": problem.function,
+            "dimension": problem.dimension,
+            "num_tangents": problem.num_tangents,
+            "aggregator": problem.aggregator,
+            "trials": budget,
+            "grid": min(excess(table, rate) for rate in grid(_LOW, _HIGH, budget)),
+        }
+        for sampler, runs in of_sampler.items():
+            row[sampler] = median(run[budget - 1] for run in runs)
+        rows.append({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()})
+    return rows
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+EXPERIMENT = Experiment(
+    title="Samplers of a search for learning rates",
+    cells=lambda quick, simulated: PROBLEMS,
+    run=run,
+    draw=lambda rows, folder: None,  # the table says it all
+)
