@@ -12,6 +12,7 @@ import multitangent
 from models_for_tests import DEVICE, MODELS, build, gradients, relative_error
 from multitangent import (
     Activations,
+    Feedback,
     ForwardGradient,
     Mean,
     Normal,
@@ -21,7 +22,15 @@ from multitangent import (
     Weights,
 )
 from multitangent.aggregation import Rescaled, Sum, TopK
-from multitangent.tangents import Cone, Normalized, Orthogonal, Sphere, StandardBasis
+from multitangent.tangents import (
+    Cone,
+    Normalized,
+    Orthogonal,
+    RunningMean,
+    ScaledByRMS,
+    Sphere,
+    StandardBasis,
+)
 from pairwise import pairwise
 
 WEIGHT = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64, device=DEVICE)  # of three classes
@@ -351,3 +360,36 @@ def test_what_is_trainable_may_change_between_steps():
     model.zero_grad()
     gradient(x, y)
     assert model[1].weight.grad is not None
+
+
+def test_a_simulation_says_what_it_does_with_statistics():
+    model, *_ = build("mlp")
+    arguments = model, nn.CrossEntropyLoss()
+    assert "statistics='coupled'" in repr(SimulatedGradient(*arguments, statistics="coupled"))
+    assert "statistics" not in repr(SimulatedGradient(*arguments))
+
+
+def test_a_state_from_before_the_names_changed_is_read():
+    """The keys of version 0.1.0, with which checkpoints were written."""
+    model, x, y, _ = build("mlp")
+    names = ("1", "3", "5")
+    matrices = {
+        name: torch.ones(9, size, dtype=torch.float64)
+        for name, size in zip(names, (6, 4, 3), strict=True)
+    }
+    means = {
+        name: torch.ones(3, size, dtype=torch.float64)
+        for name, size in zip(names, (6, 4, 3), strict=True)
+    }
+    squares = {name: torch.ones(1, dtype=torch.float64) for name in names}
+    learned = {
+        "0": {"squares": squares, "inner": {}},
+        "1": {"matrices": matrices},
+        "2": {"means": means},
+    }
+    source = ScaledByRMS(Normal(2)) + Feedback() + RunningMean()
+    gradient = ForwardGradient(model, nn.CrossEntropyLoss(), source)
+    gradient.load_state_dict({"seed": 7, "step": 12, "tangents": learned})
+    assert (gradient.seed, gradient.step) == (7, 12)
+    torch.testing.assert_close(gradient.state_dict()["tangents"], learned)
+    assert gradient(x, y).isfinite()

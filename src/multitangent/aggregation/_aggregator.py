@@ -18,8 +18,8 @@ class Measured:
     """What one sweep tells about the gradient, in the form that aggregators compute on.
 
     Attributes:
-        gram: ``V V^T``, float64 ``[*m, K, K]``, where m broadcasts against M.
-        jvps: ``V grad f``, float64 ``[*M, K]``, for the values of M that are differentiated.
+        gram: ``V V^T``, float64 ``[*samples, K, K]``, where `samples` broadcasts against `losses`.
+        jvps: ``V grad f``, float64 ``[*losses, K]``, for all losses that are differentiated.
         dimension: n, the number of perturbed scalars.
         precision: The relative precision of the directional derivatives as they were computed.
         guesses: Which of the tangents are guesses of the gradient.
@@ -52,7 +52,7 @@ class Aggregator(ABC):
         The forward gradients of tangents at unit length, added up:
 
         >>> class SumOfUnit(Aggregator):
-        ...     def coefficients(self, measured):  # [*M, K]
+        ...     def coefficients(self, measured):  # [*losses, K]
         ...         return measured.jvps / measured.gram.diagonal(dim1=-2, dim2=-1)
         >>> SumOfUnit()(2 * torch.eye(2), torch.tensor([3.0, 4.0]))
         tensor([1.5000, 2.0000], dtype=torch.float64)
@@ -70,10 +70,10 @@ class Aggregator(ABC):
 
         Args:
             gram: The Gram matrix ``V V^T`` of the tangents, ``[K, K]``, or ``[B, K, K]`` where
-                each sample has tangents of its own; in general ``[*m, K, K]``, where m broadcasts
-                against M.
-            jvps: The directional derivatives ``V grad f``: ``[K]`` of one value, ``[K, B]`` of the
-                samples' losses; in general ``[K, *M]``.
+                each sample has tangents of its own; in general ``[*samples, K, K]``, where
+                `samples` broadcasts against `losses`.
+            jvps: The directional derivatives ``V grad f``: ``[K]`` of one loss, ``[K, B]`` of the
+                samples' losses; in general ``[K, *losses]``.
             dimension: n, the number of perturbed scalars, which `Rescaled` needs; `Projection`
                 takes it for a bound of the rank of `gram`.
             guesses: Which of the tangents are guesses of the gradient, none by default;
@@ -86,24 +86,24 @@ class Aggregator(ABC):
             ValueError: If the shapes do not fit each other or a value is not finite.
         """
         _check(gram, jvps)
-        known = (False,) * len(jvps) if guesses is None else tuple(guesses)
-        if len(known) != len(jvps):
+        flags = (False,) * len(jvps) if guesses is None else tuple(guesses)
+        if len(flags) != len(jvps):
             raise ValueError(
                 f"`guesses` should say of each of the {len(jvps)} tangents whether it is one. "
-                f"Found {len(known)} values."
+                f"Found {len(flags)} values."
             )
         measured = Measured(
             gram=gram.double(),
             jvps=jvps.double().movedim(0, -1),
             dimension=dimension,
             precision=torch.finfo(jvps.dtype).eps,
-            guesses=known,
+            guesses=flags,
         )
         return self.coefficients(measured).movedim(-1, 0)
 
     @abstractmethod
     def coefficients(self, measured: Measured) -> Tensor:
-        """The coefficients ``[*M, K]`` for what was measured: the method to define."""
+        """The coefficients ``[*losses, K]`` for what was measured: the method to define."""
 
     def expected_squared_norm(self, num_tangents: int, dimension: int) -> float:
         """``E |g|^2 / |grad f|^2`` for independent normal tangents.
@@ -156,6 +156,6 @@ def _fits(gram: Tensor, jvps: Tensor) -> bool:
     *samples, rows, columns = gram.shape if gram.ndim >= 2 else (0, 0)
     aligned = values[len(values) - len(samples) :] if len(samples) <= len(values) else None
     fits = aligned is not None and all(
-        own in (1, size) for own, size in zip(samples, aligned, strict=True)
+        extent in (1, size) for extent, size in zip(samples, aligned, strict=True)
     )
     return fits and rows == columns == count

@@ -64,11 +64,11 @@ class ControlVariate(Aggregator):
     def coefficients(self, measured: Measured) -> Tensor:
         guesses = [k for k, guess in enumerate(measured.guesses) if guess]
         random = [k for k, guess in enumerate(measured.guesses) if not guess]
-        coefficients = torch.zeros_like(measured.jvps)  # [*M, K]
-        held = self._held(measured, guesses, coefficients)
+        coefficients = torch.zeros_like(measured.jvps)  # [*losses, K]
+        projection = self._held(measured, guesses, coefficients)
         if not random:
-            return held
-        missed = measured.jvps - _along(measured.gram, held)
+            return projection
+        missed = measured.jvps - _along(measured.gram, projection)
         gain = self._gain(measured, random) / len(random)
         coefficients[..., random] = missed[..., random] * gain
         return coefficients + self._held(measured, guesses, coefficients)
@@ -83,11 +83,11 @@ class ControlVariate(Aggregator):
         dimension = _effective_dimension(gram[:samples], measured.dimension)
         return 1 / (1 + dimension / (len(random) * samples * common))
 
-    def _held(self, measured: Measured, guesses: list[int], taken: Tensor) -> Tensor:
-        """Coefficients of the guesses for what they hold of the gradient less ``V^T taken``."""
-        coefficients = torch.zeros_like(taken)
+    def _held(self, measured: Measured, guesses: list[int], offset: Tensor) -> Tensor:
+        """Coefficients of the guesses for what they hold of the gradient less ``V^T offset``."""
+        coefficients = torch.zeros_like(offset)
         if guesses:
-            left = replace(measured, jvps=measured.jvps - _along(measured.gram, taken))
+            left = replace(measured, jvps=measured.jvps - _along(measured.gram, offset))
             coefficients[..., guesses] = Projection().coefficients(left.take(guesses))
         return coefficients
 
@@ -102,8 +102,8 @@ def _effective_dimension(gram: Tensor, dimension: int | None) -> Tensor | float:
     products = pairs.square().sum() / (len(gram) * max(lengths.shape[-1] - 1, 1))
     # Of a single tangent, of orthogonal and of zero ones there is nothing to be told.
     if products > _ROUNDING * lengths.square().sum() / len(gram):
-        found = lengths.mean().square() * lengths.shape[-1] / products
-        return found if dimension is None else found.clamp(max=dimension)
+        estimate = lengths.mean().square() * lengths.shape[-1] / products
+        return estimate if dimension is None else estimate.clamp(max=dimension)
     if dimension is None:
         raise ValueError(
             "`dimension` should be given for gain='auto' and a single random tangent, or several "
@@ -114,7 +114,7 @@ def _effective_dimension(gram: Tensor, dimension: int | None) -> Tensor | float:
 
 
 def _along(gram: Tensor, coefficients: Tensor) -> Tensor:
-    """The derivatives ``[*M, K]`` that the vectors ``V^T c`` stand for."""
+    """The derivatives ``[*losses, K]`` that the vectors ``V^T c`` stand for."""
     if gram.ndim == 2:
         return coefficients @ gram
     return (coefficients.unsqueeze(-2) @ gram).squeeze(-2)

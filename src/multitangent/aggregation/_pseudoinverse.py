@@ -16,13 +16,13 @@ def pseudoinverse_product(
     """``G^+ d``, eigenvalues of G below a fraction of the largest counting as zero.
 
     Args:
-        gram: G, ``[*m, K, K]``, where m broadcasts against M.
-        jvps: d, ``[*M, K]``.
+        gram: G, ``[*samples, K, K]``, where `samples` broadcasts against `losses`.
+        jvps: d, ``[*losses, K]``.
         tolerance: That fraction.
         rank: A bound of the rank of G, if it is known.
 
     Returns:
-        ``[*M, K]``.
+        ``[*losses, K]``.
     """
     if rank is not None and rank < gram.shape[-1]:
         return _solved_in_span(_pivoted_factor(gram, rank), jvps, tolerance)
@@ -31,7 +31,7 @@ def pseudoinverse_product(
 
 
 def _times(rows: Tensor, matrices: Tensor) -> Tensor:
-    """Rows ``[*M, K]`` times matrices ``[*m, K, L]``."""
+    """Rows ``[*losses, K]`` times matrices ``[*samples, K, L]``."""
     if matrices.ndim == 2:
         return rows @ matrices
     return (rows.unsqueeze(-2) @ matrices).squeeze(-2)
@@ -59,7 +59,7 @@ def _solved_without_small(gram: Tensor, jvps: Tensor, tolerance: float) -> Tenso
 
 
 def _pivoted_factor(gram: Tensor, rank: int) -> Tensor:
-    """L ``[*m, rank, K]`` with ``L^T L = G`` for a Gram matrix of no higher rank.
+    """L ``[*samples, rank, K]`` with ``L^T L = G`` for a Gram matrix of no higher rank.
 
     Cholesky's algorithm with the largest remaining diagonal element as the pivot.
     """
@@ -69,9 +69,9 @@ def _pivoted_factor(gram: Tensor, rank: int) -> Tensor:
     each = torch.arange(len(matrices), device=gram.device)
     for step in range(rank):
         value, pivot = left.max(-1, keepdim=True)
-        known = factor[:, :step]
-        at_pivot = known[each, :, pivot[:, 0]].unsqueeze(1)  # [*, 1, step]
-        remaining = matrices[each, pivot[:, 0]] - (at_pivot @ known).squeeze(1)
+        rows = factor[:, :step]
+        at_pivot = rows[each, :, pivot[:, 0]].unsqueeze(1)  # [*, 1, step]
+        remaining = matrices[each, pivot[:, 0]] - (at_pivot @ rows).squeeze(1)
         row = torch.where(value > 0, remaining / value.sqrt(), 0.0)
         factor[:, step] = row
         left = left - row.square()
@@ -82,5 +82,5 @@ def _solved_in_span(factor: Tensor, jvps: Tensor, tolerance: float) -> Tensor:
     """``G^+ d`` for ``G = L^T L``, whose eigenvalues are those of the smaller ``L L^T``."""
     values, vectors = torch.linalg.eigh(factor @ factor.mT)
     inverse = torch.where(values > tolerance * values[..., -1:], 1 / values, 0.0)
-    basis = vectors.mT @ factor  # [*m, rank, K]
+    basis = vectors.mT @ factor  # [*samples, rank, K]
     return _times(_times(jvps, basis.mT) * inverse.square(), basis)

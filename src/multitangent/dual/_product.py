@@ -45,7 +45,9 @@ class Product(Deferred):
 
     def times(self, factor: Tensor | float) -> Product:
         """The same, times a factor."""
-        return self._of([(t, factor if own is None else own * factor) for t, own in self.terms])
+        return self._of(
+            [(t, factor if weight is None else weight * factor) for t, weight in self.terms]
+        )
 
     def plus(self, other: Product) -> Product | None:
         """The sum, ``None`` if it can not wait."""
@@ -56,9 +58,12 @@ class Product(Deferred):
             return None
         terms = list(self.terms)
         for t, factor in other.terms:
-            for i, (known, own) in enumerate(terms):
-                if known is t:
-                    terms[i] = t, (1 if own is None else own) + (1 if factor is None else factor)
+            for i, (tensor, weight) in enumerate(terms):
+                if tensor is t:
+                    terms[i] = (
+                        t,
+                        (1 if weight is None else weight) + (1 if factor is None else factor),
+                    )
                     break
             else:
                 terms.append((t, factor))
@@ -85,9 +90,9 @@ class Product(Deferred):
                 # An axis along which tangents are constant is one of rows, not of matrices.
                 varying = [axis for axis, size in enumerate(t.shape[1:]) if size != 1]
                 rows = t.reshape(len(t), *[t.shape[axis + 1] for axis in varying])
-                own = "".join(letters[axis] for axis in varying)
-                whole = factor.to(t.dtype).expand(shape)
-                term = torch.einsum(f"Z{own},{letters}->Z{kept}", rows, whole)
+                indices = "".join(letters[axis] for axis in varying)
+                weights = factor.to(t.dtype).expand(shape)
+                term = torch.einsum(f"Z{indices},{letters}->Z{kept}", rows, weights)
             else:
                 sizes = [size if axis in axes else -1 for axis, size in enumerate(shape)]
                 term = t.expand(-1, *sizes).sum([axis + 1 for axis in axes])

@@ -46,11 +46,11 @@ class Backpropagation:
         if not tangents.needs & Needs.OUTPUT_TANGENTS:
             return None
         shape = next(iter(tangents.blocks.values())).request.output.shape  # type: ignore[union-attr]
-        along = [
+        jvps = [
             _applied(run, tangents, self._differentiated(run, tangents, element)[1])
             for element in range(shape[1:].numel())
         ]
-        return torch.stack(along, 2).reshape(*along[0].shape, *shape[1:])
+        return torch.stack(jvps, 2).reshape(*jvps[0].shape, *shape[1:])
 
     @torch.enable_grad()
     def _differentiated(
@@ -77,10 +77,10 @@ class Backpropagation:
         if element is not None:
             wanted = evaluation.output.flatten(1)[:, element]
         total = wanted.sum() * (1.0 if run.per_sample else run.scale)
-        found = torch.autograd.grad(total, list(offsets.values()), allow_unused=True)
+        derivatives = torch.autograd.grad(total, list(offsets.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(offset) if gradient is None else gradient
-            for (name, offset), gradient in zip(offsets.items(), found, strict=True)
+            for (name, offset), gradient in zip(offsets.items(), derivatives, strict=True)
         }
         return evaluation.losses.detach(), gradients
 

@@ -39,20 +39,20 @@ class ForwardMode:
     def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
         inject = partial(_add_tangents, tangents)
         if run.batch.size <= self.micro_batch and not tangents.needs & Needs.OUTPUT:
-            known, pushed = None, [_split(run.record(inject), tangents)]
+            primal_losses, pushed = None, [_split(run.record(inject), tangents)]
         else:
-            known = run.prepare()
+            primal_losses = run.prepare()
             pushed = [
                 _split(run.evaluate(part, inject, reuse=True), tangents)
                 for part in run.batch.split(self.micro_batch)
             ]
         losses, jvps, outputs = zip(*pushed, strict=True)
-        along = _joined(jvps, 1)
+        derivatives = _joined(jvps, 1)
         if not run.per_sample:
-            along = along.sum(1) * run.scale
+            derivatives = derivatives.sum(1) * run.scale
         return Derivatives(
-            _joined(losses, 0) if known is None else known,
-            along,
+            _joined(losses, 0) if primal_losses is None else primal_losses,
+            derivatives,
             _joined(outputs, 1) if outputs[0] is not None else None,
         )
 
@@ -93,7 +93,7 @@ def _split(evaluation: Evaluation, tangents: Tangents) -> tuple[Tensor, Tensor, 
 
 
 def split_dual(losses: Tensor, num_tangents: int) -> tuple[Tensor, Tensor]:
-    """Losses ``[*M]`` and their directional derivatives ``[K, *M]``.
+    """Losses ``[*losses]`` and their directional derivatives ``[K, *losses]``.
 
     Raises:
         RuntimeError: If the losses carry no tangents.

@@ -110,20 +110,22 @@ def _differentiated(
         slopes, losses = along(parameters)
         return slopes, torch.full_like(slopes, torch.nan), losses
     tangents = {name: direction[name].to(p.dtype) for name, p in parameters.items()}
-    found: Any = jvp(along, (parameters,), (tangents,), has_aux=True)
-    slopes, curvatures, losses = found
+    result: Any = jvp(along, (parameters,), (tangents,), has_aux=True)
+    slopes, curvatures, losses = result
     return slopes, curvatures, losses
 
 
 def _parameters(model: nn.Module, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    known = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     if not direction:
         raise ValueError("`direction` should hold a tensor at least. Found none.")
     for name, value in direction.items():
-        if name not in known or known[name].shape != value.shape:
-            found = list(known[name].shape) if name in known else "no parameter of that name"
+        if name not in parameters or parameters[name].shape != value.shape:
+            description = (
+                list(parameters[name].shape) if name in parameters else "no parameter of that name"
+            )
             raise ValueError(
                 "`direction` should hold tensors of the shapes of parameters, by name. Found "
-                f"{list(value.shape)} for {name!r}, which is {found}."
+                f"{list(value.shape)} for {name!r}, which is {description}."
             )
-    return {name: known[name].detach() for name in direction}
+    return {name: parameters[name].detach() for name in direction}

@@ -57,10 +57,10 @@ def assess(
     with preserved(model):
         true = _backpropagated(objective, batch, stream)
     with preserved(model):
-        found = step(problem, batch, stream)
+        result = step(problem, batch, stream)
     with preserved(model):
         length = _squared_length(problem, batch, stream)
-    pairs = {p: (g, true[p]) for p, g in found.gradients.items() if p in true}
+    pairs = {p: (g, true[p]) for p, g in result.gradients.items() if p in true}
     return Assessment(
         cosine=_cosine(list(pairs.values())),
         cosines={
@@ -68,7 +68,7 @@ def assess(
             for site, parameters in sites.items()
         },
         captured={
-            place: _captured(found, tangents_of_place) / length if length else 0.0
+            place: _captured(result, tangents_of_place) / length if length else 0.0
             for place, tangents_of_place in _places(tangents)
         },
     )
@@ -87,11 +87,11 @@ def _places(tangents: TangentSource) -> Iterator[tuple[str, list[int]]]:
     yield "all", list(range(first))
 
 
-def _captured(found: Step, k: list[int]) -> float:
+def _captured(result: Step, k: list[int]) -> float:
     """The squared length of the projection of all samples' gradients onto some tangents."""
-    gram, along = found.combination.gram, found.combination.jvps
-    own = gram[..., k, :][..., k], along[k]
-    return float((along[k] * Projection()(*own)).sum())
+    gram, jvps = result.combination.gram, result.combination.jvps
+    system = gram[..., k, :][..., k], jvps[k]
+    return float((jvps[k] * Projection()(*system)).sum())
 
 
 def _squared_length(problem: Problem, batch: Batch, stream: Stream) -> float:
@@ -117,7 +117,7 @@ def _backpropagated(
 
 def _cosine(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Of two gradients, given in pairs of parts; 0 where one of them is zero."""
-    along = sum(float((a.double() * b.double()).sum()) for a, b in pairs)
+    product = sum(float((a.double() * b.double()).sum()) for a, b in pairs)
     squares = [sum(float(pair[i].double().square().sum()) for pair in pairs) for i in (0, 1)]
     length = (squares[0] * squares[1]) ** 0.5
-    return along / length if length > 0 else 0.0
+    return product / length if length > 0 else 0.0

@@ -12,7 +12,7 @@ from multitangent.tangents import TangentSource
 
 
 class Combination(NamedTuple):
-    """Coefficients ``[K, *M]`` of the drawn tangents, and what the aggregator saw."""
+    """Coefficients ``[K, *losses]`` of the drawn tangents, and what the aggregator saw."""
 
     coefficients: Tensor
     gram: Tensor
@@ -38,7 +38,7 @@ def combine(
 
 
 def _apply(matrix: Tensor, columns: Tensor) -> Tensor:
-    """Matrices ``[*m, K, K]``, where m broadcasts against M, times ``[K, *M]``."""
+    """Matrices ``[*samples, K, K]`` times ``[K, *losses]``."""
     if matrix.ndim == 2:
         return torch.tensordot(matrix, columns, 1)
     rows = columns.movedim(0, -1).unsqueeze(-2)

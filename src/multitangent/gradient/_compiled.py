@@ -119,17 +119,17 @@ class CompiledStep:
         inputs, target = pytree.tree_unflatten(leaves, self._structure)
         source = ReplayedSource(self._problem.source, list(remaining))
         with deferred_checks() as conditions:
-            found = self._step_on(
+            result = self._step_on(
                 stand_ins, source, replace(batch, inputs=inputs, target=target), stream
             )
         holds = torch.stack([condition.reshape(()) for condition in conditions]).all()
-        gradients: Mapping[Any, Tensor] = found.gradients
+        gradients: Mapping[Any, Tensor] = result.gradients
         of_parameters = [
             gradients[tensor] if tensor in gradients else torch.zeros_like(tensor)
             for tensor in stand_ins.values()
             if tensor.requires_grad
         ]
-        return [holds, found.losses, found.gram, *found.combination, *of_parameters]
+        return [holds, result.losses, result.gram, *result.combination, *of_parameters]
 
 
 def compiled_step(
@@ -151,11 +151,11 @@ def compiled_step(
     try:
         graph = CompiledStep(problem, perturb, objective, batch, stream)
         expected = _outcome(model, lambda: step(problem, batch, other))
-        found = _outcome(model, lambda: graph(batch, other))
+        outcome = _outcome(model, lambda: graph(batch, other))
     except Exception as error:  # what the compiler can not do; the user's own errors come again
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     else:
-        worst = max(_difference(a, b) for a, b in zip(found, expected, strict=True))
+        worst = max(_difference(a, b) for a, b in zip(outcome, expected, strict=True))
         if worst <= _tolerance(problem):
             return graph
         reason = f"results differ by {worst:.1e} from those of the step without `compile`"
@@ -184,11 +184,11 @@ def _tolerance(problem: Problem) -> float:
 def _outcome(model: nn.Module, take: Callable[[], Step | None]) -> list[Tensor]:
     """Losses, gradients and buffers after a step, of which nothing stays."""
     with preserved(model):
-        found = take()
-        if found is None:
+        result = take()
+        if result is None:
             raise ValueError("an assumption that does not hold")
-        gradients = [found.gradients[p] for p in model.parameters() if p in found.gradients]
-        return [found.losses, *gradients, *[buffer.clone() for buffer in model.buffers()]]
+        gradients = [result.gradients[p] for p in model.parameters() if p in result.gradients]
+        return [result.losses, *gradients, *[buffer.clone() for buffer in model.buffers()]]
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

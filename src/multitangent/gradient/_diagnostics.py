@@ -49,6 +49,6 @@ def diagnose(combined: Combination, drawn: Tensor, fallbacks: set[str]) -> Diagn
 
 
 def _norm(coefficients: Tensor, gram: Tensor) -> Tensor:
-    """``sqrt(c^T G c)`` for coefficients ``[K, *M]``: ``[*M]``."""
-    rows = coefficients.movedim(0, -1).unsqueeze(-2)  # [*M, 1, K]
+    """``sqrt(c^T G c)`` for coefficients ``[K, *losses]``: ``[*losses]``."""
+    rows = coefficients.movedim(0, -1).unsqueeze(-2)  # [*losses, 1, K]
     return (rows @ gram @ rows.mT).clamp(min=0).sqrt().squeeze((-2, -1))

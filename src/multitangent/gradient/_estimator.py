@@ -87,15 +87,15 @@ class GradientEstimator(ABC):
         """
         with record_fallbacks() as fallbacks:
             problem, batch, stream = self.prepare(inputs, target)
-            found = self._compiled(problem, batch, stream) or self._eager(problem, batch, stream)
-        for parameter, gradient in found.gradients.items():
+            result = self._compiled(problem, batch, stream) or self._eager(problem, batch, stream)
+        for parameter, gradient in result.gradients.items():
             _accumulate(parameter, gradient)
-        if found.observation is not None:
-            self._source.update(found.observation)
-        self._last_step = found.combination, found.gram, fallbacks
+        if result.observation is not None:
+            self._source.update(result.observation)
+        self._last_step = result.combination, result.gram, fallbacks
         self._last_batch = batch, stream
         self.step += 1
-        return found.losses.sum() * self._objective.scale(batch)
+        return result.losses.sum() * self._objective.scale(batch)
 
     def prepare(self, inputs: Any, target: Any) -> tuple[Problem, Batch, Stream]:
         """What the next step is made of.
@@ -110,8 +110,8 @@ class GradientEstimator(ABC):
         Examples:
             >>> from multitangent import ForwardGradient
             >>> gradient = ForwardGradient(nn.Linear(3, 2), nn.MSELoss())
-            >>> found = step(*gradient.prepare(torch.ones(4, 3), torch.zeros(4, 2)))
-            >>> found.losses.shape, gradient.step
+            >>> result = step(*gradient.prepare(torch.ones(4, 3), torch.zeros(4, 2)))
+            >>> result.losses.shape, gradient.step
             (torch.Size([4]), 0)
         """
         refuse_inference_mode()
@@ -231,10 +231,10 @@ class GradientEstimator(ABC):
             >>> from multitangent import ForwardGradient, Normal
             >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
             >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(4) + Normal(2))
-            >>> found = gradient.assess(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))
-            >>> round(found.cosine, 3), sorted(found.cosines)
+            >>> assessment = gradient.assess(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))
+            >>> round(assessment.cosine, 3), sorted(assessment.cosines)
             (1.0, ['0', '2'])
-            >>> found.captured["Normal(num_tangents=4)"] < 0.999 < found.captured["all"]
+            >>> assessment.captured["Normal(num_tangents=4)"] < 0.999 < assessment.captured["all"]
             True
         """
         with record_fallbacks():

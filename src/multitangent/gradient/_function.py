@@ -57,9 +57,9 @@ def forward_gradient(
     check_kinds(tangents, aggregator)
     tangents = Normal(16) if tangents is None else tangents
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        description = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
-            f"`x` should be a real floating-point tensor. Found {found}. Try `x.float()`."
+            f"`x` should be a real floating-point tensor. Found {description}. Try `x.float()`."
         )
     problem = Problem(
         Argument(lambda point: _scalar(f(point), tangents)),
@@ -74,8 +74,10 @@ def forward_gradient(
 def _scalar(value: object, tangents: TangentSource) -> Tensor:
     """A function's value, once it is one; with tangents that are zero where it is constant."""
     if not isinstance(value, Tensor) or value.ndim != 0:
-        found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"`f` should return a scalar tensor. Found {found}. Try `.sum()`.")
+        description = (
+            f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        )
+        raise ValueError(f"`f` should return a scalar tensor. Found {description}. Try `.sum()`.")
     if not value.isfinite():
         raise ValueError(f"`f` should return a finite value. Found {value.item()}.")
     if isinstance(value, DualTensor):

@@ -38,8 +38,8 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
         ...     Activations().bind(objective), Normal(4), Projection(), ForwardMode(micro_batch=8)
         ... )
         >>> batch = objective.batch(torch.randn(8, 3), torch.zeros(8, dtype=torch.int64))
-        >>> found = step(problem, batch, Stream(seed=0, step=0))
-        >>> found.combination.jvps.shape, [list(g.shape) for g in found.gradients.values()]
+        >>> result = step(problem, batch, Stream(seed=0, step=0))
+        >>> result.combination.jvps.shape, [list(g.shape) for g in result.gradients.values()]
         (torch.Size([4, 8]), [[2, 3], [2]])
     """
     tangents = Tangents(

@@ -21,14 +21,14 @@ class AutoStep(Optimizer):
     Slope ``u . grad f`` and curvature ``u^T H u`` say how long the step should have been. The batch
     is not the one that u was made from, so that its noise does not flatter the step; how much
     that one promised is one more pass, and how the slopes of the samples differ comes for free.
-    `StepRule` makes a rate of them.
+    `StepRule` makes a learning rate of them.
 
     Args:
         optimizer: Any optimizer of `torch.optim` whose step needs no closure. Its learning rates
             count relative to each other only, and best are 1: what a scheduler changes in all of
             them is made good.
         gradient: Whose last batch is differentiated: call it before `step`, in every step.
-        rule: How slopes and curvatures become a rate.
+        rule: How slopes and curvatures become a learning rate.
         every: One step in so many is measured, and the first so many.
 
     Raises:
@@ -84,13 +84,13 @@ class AutoStep(Optimizer):
         self._steps = 0
 
     @property
-    def rate(self) -> float | None:
+    def learning_rate(self) -> float | None:
         """By what the last update of the optimizer was multiplied."""
-        return None if self.rule.rate is None else float(self.rule.rate)
+        return None if self.rule.learning_rate is None else float(self.rule.learning_rate)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the optimizer, at the rate found.
+        """One step of the optimizer, at the learning rate of the rule.
 
         Args:
             closure: Computes the gradient once more, if given.
@@ -112,13 +112,13 @@ class AutoStep(Optimizer):
             for name, parameter in parameters.items():
                 parameter.copy_(before[name])
             first = self._update is None
-            found = self.gradient.along(update, curvature=first)
-            self._began = found.slope
+            line = self.gradient.along(update, curvature=first)
+            self._began = line.slope
             if first:
-                self.rule.begin(found.slope, found.curvature)
-        rate = self.rate or 0.0
+                self.rule.begin(line.slope, line.curvature)
+        learning_rate = self.learning_rate or 0.0
         for name, parameter in parameters.items():
-            parameter.copy_(torch.add(before[name], update[name], alpha=rate))
+            parameter.copy_(torch.add(before[name], update[name], alpha=learning_rate))
         self._update = update
         self._steps += 1
         return value
@@ -128,39 +128,41 @@ class AutoStep(Optimizer):
         return step < self.every or step % self.every == 0
 
     def _measure(self, update: dict[str, Tensor]) -> None:
-        found = self.gradient.along(update)
+        line = self.gradient.along(update)
         length = torch.stack([u.double().square().sum() for u in update.values()]).sum()
         since = 1 if self._steps < self.every else self.every
         self.rule.update(
-            found.slope, found.curvature, length, found.slope_variance, self._began, since
+            line.slope, line.curvature, length, line.slope_variance, self._began, since
         )
 
     def _parameters(self) -> dict[str, Tensor]:
         """What the optimizer trains, by the names that the model has for it."""
-        own = {id(p) for group in self.param_groups for p in group["params"]}
+        trained = {id(p) for group in self.param_groups for p in group["params"]}
         named = self.gradient.model.named_parameters()
-        return {name: p for name, p in named if id(p) in own and p.requires_grad}
+        return {name: p for name, p in named if id(p) in trained and p.requires_grad}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the optimizer, and what the rule has met."""
-        own = {"update": self._update, "began": self._began, "steps": self._steps}
-        return self.optimizer.state_dict() | {"auto_step": own | {"rule": self.rule.state_dict()}}
+        entries = {"update": self._update, "began": self._began, "steps": self._steps}
+        return self.optimizer.state_dict() | {
+            "auto_step": entries | {"rule": self.rule.state_dict()}
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        own = state_dict["auto_step"]
+        entries = state_dict["auto_step"]
         self.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "auto_step"})
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
         devices = {name: p.device for name, p in self._parameters().items()}
         first = next(iter(devices.values()))
         self.rule.load_state_dict(
-            {k: v if v is None else v.to(first) for k, v in own["rule"].items()}
+            {k: v if v is None else v.to(first) for k, v in entries["rule"].items()}
         )
-        self._began, self._steps = own["began"].to(first), own["steps"]
-        update = own["update"]
+        self._began, self._steps = entries["began"].to(first), entries["steps"]
+        update = entries["update"]
         self._update = update and {name: u.to(devices[name]) for name, u in update.items()}
 
     def __repr__(self) -> str:

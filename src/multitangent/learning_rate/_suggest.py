@@ -52,16 +52,16 @@ def suggest(
         >>> suggest(0.025, num_tangents=16, dimension=64, headroom=float("inf"))
         0.1
     """
-    given = {
+    arguments = {
         "reference_rate": (reference_rate, 0 < reference_rate < inf, "a positive number"),
         "num_tangents": (num_tangents, num_tangents >= 1, "at least 1"),
         "dimension": (dimension, dimension >= 1, "at least 1"),
         "headroom": (headroom, headroom >= 1, "at least 1"),
     }
-    for name, (value, fits, wanted) in given.items():
+    for name, (value, fits, wanted) in arguments.items():
         if not fits:
             raise ValueError(f"`{name}` should be {wanted}. Found {value!r}.")
     aggregator = Projection() if aggregator is None else aggregator
-    along = aggregator.expected_alignment(num_tangents, dimension)
+    alignment = aggregator.expected_alignment(num_tangents, dimension)
     square = aggregator.expected_squared_norm(num_tangents, dimension)
-    return reference_rate * min(headroom * along / square, 1 / along)
+    return reference_rate * min(headroom * alignment / square, 1 / alignment)

@@ -117,11 +117,11 @@ class BatchMode(TorchFunctionMode):
             out = self._call(func, types, args, kwargs)
             cache.record(args[0], out)
             return out
-        known = cache.find(self._expensive_calls, args[0], self._rows, self._batch_size)
+        output = cache.find(self._expensive_calls, args[0], self._rows, self._batch_size)
         self._expensive_calls += 1
-        if known is None:
+        if output is None:
             return self._call(func, types, args, kwargs)
-        return result_of(func, known, args, dict(kwargs)) if types else known
+        return result_of(func, output, args, dict(kwargs)) if types else output
 
 
 _SPECIAL: dict[Callable[..., Any], Callable[[BatchMode], Callable[..., Any]]] = {

@@ -79,13 +79,13 @@ class Dropout:
 
     def _batch_axis(self, input: Tensor, size: int) -> int | None:
         """The axis of the samples: that of the whole batch, else the first that it can be."""
-        known = self._record.batch_axes if self._record is not None else []
-        if not self._is_whole and self.calls < len(known):
-            return known[self.calls]
+        axes = self._record.batch_axes if self._record is not None else []
+        if not self._is_whole and self.calls < len(axes):
+            return axes[self.calls]
         fitting = (axis for axis, length in enumerate(input.shape) if length % size == 0)
         axis = next(fitting, None)
         if self._is_whole and self._record is not None:
-            known.append(axis)
+            axes.append(axis)
         return axis
 
     def _noise(self, shape: list[int], like: Tensor) -> Tensor:

@@ -72,10 +72,10 @@ class PerSampleLoss:
 
 def _check_per_sample(losses: Any) -> None:
     if not isinstance(losses, Tensor) or losses.ndim != 1:
-        found = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else repr(losses)
+        description = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else repr(losses)
         raise ValueError(
             "`loss` should return one number per sample, a tensor of shape [B]: directional "
-            f"derivatives are taken sample by sample. Found {found}. Try a loss module such as "
-            "torch.nn.CrossEntropyLoss(), or reduction='none' and a mean over all axes but the "
+            f"derivatives are taken sample by sample. Found {description}. Try a loss module such "
+            "as torch.nn.CrossEntropyLoss(), or reduction='none' and a mean over all axes but the "
             "first."
         )

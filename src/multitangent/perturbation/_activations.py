@@ -50,9 +50,9 @@ class Activations:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("share", ("batch", "sample")), ("output", ("perturbed", "exact"))):
-            if (found := getattr(self, name)) not in known:
-                raise ValueError(f"`{name}` should be one of {known}. Found {found!r}.")
+        for name, choices in (("share", ("batch", "sample")), ("output", ("perturbed", "exact"))):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"`{name}` should be one of {choices}. Found {value!r}.")
 
     def bind(self, objective: Objective) -> BoundPerturbation:
         return _BoundActivations(objective, self, find_sites(objective.model, self.sites))

@@ -78,10 +78,10 @@ class LocalPullback:
         for visit in self._visits:
             with torch.enable_grad(), surroundings(visit.calls):
                 outputs = _run_again(visit)
-            own = _pulled_back(outputs, self._parameters, gradients, scale)
-            for parameter, gradient in own.items():
-                known = total.get(parameter)
-                total[parameter] = gradient if known is None else known.add_(gradient)
+            part = _pulled_back(outputs, self._parameters, gradients, scale)
+            for parameter, gradient in part.items():
+                subtotal = total.get(parameter)
+                total[parameter] = gradient if subtotal is None else subtotal.add_(gradient)
         return total
 
 
@@ -92,7 +92,7 @@ def _pulled_back(
     scale: float,
 ) -> dict[nn.Parameter, Tensor]:
     names = [name for name, output in outputs.items() if output.requires_grad]
-    found = torch.autograd.grad(
+    derivatives = torch.autograd.grad(
         [outputs[name] for name in names],
         parameters,
         [gradients[name] * scale for name in names],
@@ -100,7 +100,7 @@ def _pulled_back(
     )
     result = {}
     memory = set()  # autograd may hand out one tensor for several parameters, or an expanded one
-    for parameter, gradient in zip(parameters, found, strict=True):
+    for parameter, gradient in zip(parameters, derivatives, strict=True):
         if gradient is None:
             continue
         if not gradient.is_contiguous() or gradient.data_ptr() in memory:

@@ -22,8 +22,8 @@ class Site:
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters of the site, each once."""
-        found = {id(p): p for m in self.modules for p in m.parameters() if p.requires_grad}
-        return list(found.values())
+        parameters = {id(p): p for m in self.modules for p in m.parameters() if p.requires_grad}
+        return list(parameters.values())
 
 
 def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Site]:
@@ -73,8 +73,8 @@ def _layers(model: nn.Module) -> list[Site]:
         if not _is_trainable(module) or any(name.startswith(f"{site.name}.") for site in sites):
             continue
         leaf = not any(True for _ in module.children())
-        own = any(p.requires_grad for p in module.parameters(recurse=False))
-        if leaf or (own and type(module).__module__.startswith("torch.nn.")):
+        owner = any(p.requires_grad for p in module.parameters(recurse=False))
+        if leaf or (owner and type(module).__module__.startswith("torch.nn.")):
             sites.append(Site(name, (module,)))
     return sites
 
@@ -91,13 +91,13 @@ def _groups(model: nn.Sequential) -> list[Site]:
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
-    known = dict(model.named_modules())
-    if name not in known:
+    modules = dict(model.named_modules())
+    if name not in modules:
         raise ValueError(
             f"`sites` should name modules of the model. Found {name!r}, which is none of "
-            f"{sorted(known)}."
+            f"{sorted(modules)}."
         )
-    return known[name]
+    return modules[name]
 
 
 def _check(model: nn.Module, sites: Sequence[Site]) -> None:

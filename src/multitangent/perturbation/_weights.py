@@ -110,15 +110,15 @@ class _WeightRun:
 
 
 def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:
-    known = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     for name in names or ():
-        if name not in known:
+        if name not in parameters:
             raise ValueError(
                 f"`parameters` should name parameters of the model. Found {name!r}, which is none "
-                f"of {sorted(known)}."
+                f"of {sorted(parameters)}."
             )
-    trainable = {name: p for name, p in known.items() if p.requires_grad}
-    chosen = trainable if names is None else {name: known[name] for name in names}
+    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
+    chosen = trainable if names is None else {name: parameters[name] for name in names}
     for name, parameter in chosen.items():
         if not parameter.is_floating_point():
             raise TypeError(

@@ -84,9 +84,9 @@ class Block(ABC):
         return rows[0] @ flat.mT if len(rows) == 1 else torch.einsum("bkn,bn->kb", rows, flat)
 
     def combine(self, coefficients: Tensor) -> Tensor:
-        """``V^T c`` for coefficients ``[K, *M]``, the gradients ``[*M, *shape]``.
+        """``V^T c`` for coefficients ``[K, *losses]``, the gradients ``[*losses, *shape]``.
 
-        Where each sample has tangents of its own, the samples are the last axis of M.
+        Where each sample has tangents of its own, the samples are the last axis of the losses.
         """
         combined = []
         for samples, tangents in self.pieces():
@@ -97,8 +97,8 @@ class Block(ABC):
                 combined.append(flat.view(*weights.shape[1:], -1))
             else:
                 combined.append(torch.einsum("k...b,kbn->...bn", weights, rows))
-        whole = combined[0] if len(combined) == 1 else torch.cat(combined, -2)
-        return whole.reshape(*coefficients.shape[1:], *self.request.shape)
+        joined = combined[0] if len(combined) == 1 else torch.cat(combined, -2)
+        return joined.reshape(*coefficients.shape[1:], *self.request.shape)
 
     @property
     def _most_samples(self) -> int:
@@ -270,11 +270,11 @@ class Tangents:
 
     def apply(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """``V g``: the directional derivatives ``[K, b]`` for gradients ``[b, *shape]`` by name."""
-        along = [self.blocks[name].apply(gradient) for name, gradient in gradients.items()]
-        return torch.stack(along).sum(0)
+        jvps = [self.blocks[name].apply(gradient) for name, gradient in gradients.items()]
+        return torch.stack(jvps).sum(0)
 
     def combine(self, coefficients: Tensor) -> dict[str, Tensor]:
-        """``V^T c`` for coefficients ``[K, *M]``, block by block: ``[*M, *shape]``."""
+        """``V^T c`` for coefficients ``[K, *losses]``, block by block: ``[*losses, *shape]``."""
         columns = coefficients if coefficients.ndim > 1 else coefficients.unsqueeze(1)
         combined = {name: block.combine(columns) for name, block in self.blocks.items()}
         if coefficients.ndim > 1:

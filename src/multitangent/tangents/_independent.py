@@ -64,11 +64,11 @@ class IndependentRows:
     def _drawn(self, count: int, fill: Callable[[Tensor, torch.Generator], object]) -> Tensor:
         if self.samples is None:
             return self._shared(count, fill).view(count, 1, *self.shape)
-        own = self._empty(len(self.samples), count, prod(self.shape))
+        draws = self._empty(len(self.samples), count, prod(self.shape))
         first = self.stream.fold_in(self.site, "sample", self.first)
-        for sample, rows in zip(self.samples, own.unbind(), strict=True):
+        for sample, rows in zip(self.samples, draws.unbind(), strict=True):
             fill(rows, self.stream.generator(self.device, first + sample))
-        return own.transpose(0, 1).reshape(count, len(self.samples), *self.shape)
+        return draws.transpose(0, 1).reshape(count, len(self.samples), *self.shape)
 
     def _shared(self, count: int, fill: Callable[[Tensor, torch.Generator], object]) -> Tensor:
         """Rows ``[K, n]``, of which short ones have a generator in common, always filled whole."""

@@ -66,8 +66,8 @@ class _LocalHeads(StatefulSource[LocalLoss]):
         self._output_shape: tuple[int, ...] | None = None
 
     def needs(self, step: int) -> Needs:
-        known = self._output_shape is not None  # as it is from the first step on
-        return Needs.UPDATE if known else Needs.UPDATE | Needs.OUTPUT
+        has_shape = self._output_shape is not None  # as it is from the first step on
+        return Needs.UPDATE if has_shape else Needs.UPDATE | Needs.OUTPUT
 
     def draw(self, request: Request) -> Tensor:
         if request.batch is None or request.primal is None:

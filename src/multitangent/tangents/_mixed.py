@@ -153,10 +153,10 @@ class Cone(_MixedNormal):
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         lengths = _lengths(gram)
         first = lengths[..., :1]
-        along = gram[..., 0, :] * _inverse(first)  # the part of each tangent along the first
-        across = (lengths.square() - along.square()).clamp(min=0).sqrt()
+        components = gram[..., 0, :] * _inverse(first)  # the part of each tangent along the first
+        across = (lengths.square() - components.square()).clamp(min=0).sqrt()
         turn = math.sin(math.radians(self.angle)) * lengths * _inverse(across)
-        keep = math.cos(math.radians(self.angle)) * lengths - turn * along
+        keep = math.cos(math.radians(self.angle)) * lengths - turn * components
         mixed = torch.diag_embed(turn)
         mixed[..., :, 0] += keep * _inverse(first)
         mixed[..., 0, :] = 0

@@ -40,5 +40,5 @@ class OwnValue(GuessSource):
                 "`OwnValue` should be drawn for a value. Found none. Try ForwardGradient."
             )
         value = request.primal.detach()
-        whole = value if request.batch is not None else value.unsqueeze(0)
-        return guess_block(whole, request, self.num_tangents)
+        values = value if request.batch is not None else value.unsqueeze(0)
+        return guess_block(values, request, self.num_tangents)

@@ -91,13 +91,13 @@ class _Means(StatefulSource[RunningMean]):
 
     def _of(self, request: Request, classes: Tensor | None) -> Tensor:
         """The means of a site so far, with zeros for classes that come for the first time."""
-        known = self.means.get(request.name)
+        means = self.means.get(request.name)
         count = 1 if classes is None else int(classes.max()) + 1
-        if known is not None and len(known) >= count:
-            return known
+        if means is not None and len(means) >= count:
+            return means
         zeros = torch.zeros(count, *request.shape, dtype=request.dtype, device=request.device)
-        if known is not None:
-            zeros[: len(known)] = known
+        if means is not None:
+            zeros[: len(means)] = means
         return zeros
 
     def state_dict(self) -> dict[str, Any]:

@@ -152,11 +152,11 @@ class _SumOfSources(TangentSource):
         mixed = mixed.expand_as(gram).clone()
         first = 0
         for source in self.sources:
-            own = slice(first, first + source.num_tangents)
-            matrix = source.mixing(gram[..., own, own], dimension)
+            block = slice(first, first + source.num_tangents)
+            matrix = source.mixing(gram[..., block, block], dimension)
             if matrix is not None:
-                mixed[..., own, own] = matrix
-            first = own.stop
+                mixed[..., block, block] = matrix
+            first = block.stop
         return mixed
 
 

@@ -65,8 +65,8 @@ class _LoopEngine(_Baseline):
                     row = tangents.blocks[name].rows()[k].expand_as(primal)
                     return forward_ad.make_dual(primal, row if tangent is None else tangent + row)
 
-                found = run.evaluate(run.batch, inject).losses
-                rows.append(forward_ad.unpack_dual(found).tangent)
+                dual_losses = run.evaluate(run.batch, inject).losses
+                rows.append(forward_ad.unpack_dual(dual_losses).tangent)
         return Derivatives(losses, torch.stack(rows))
 
 

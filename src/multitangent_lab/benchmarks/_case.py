@@ -96,5 +96,5 @@ def baselines(config: BenchConfig, case: Case) -> dict[str, GradientEstimator]:
 
 def gradient_of(case: Case) -> Tensor:
     """The gradient of all parameters as one vector, in float64."""
-    found = [p.grad.flatten() for p in case.model.parameters() if p.grad is not None]
-    return torch.cat(found).double()
+    gradients = [p.grad.flatten() for p in case.model.parameters() if p.grad is not None]
+    return torch.cat(gradients).double()

@@ -58,8 +58,8 @@ def _accuracy(config: BenchConfig, case: Case, true: Tensor) -> dict[str, float]
 
     def note(name: str) -> None:
         if name == "forward_gradient":
-            found = gradient_of(case)
-            squares.append(float((found @ true) ** 2 / (found @ found) / (true @ true)))
+            gradient = gradient_of(case)
+            squares.append(float((gradient @ true) ** 2 / (gradient @ gradient) / (true @ true)))
 
     methods = {
         "forward_gradient": case.step(make_gradient(config, case)),

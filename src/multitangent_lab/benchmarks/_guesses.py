@@ -39,7 +39,7 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
         name: median(a / b for a, b in zip(values, times["backpropagation"], strict=True))
         for name, values in times.items()
     }
-    known = [(k, ratios[f"{k} random"]) for k in config.counts]
+    points = [(k, ratios[f"{k} random"]) for k in config.counts]
     return [
         {
             "gradient": name,
@@ -48,7 +48,7 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
             "flops_to_backpropagation": round(flops[name] / flops["backpropagation"], 3),
             "ms": round(median(times[name]), 3),
             "ratio_to_backpropagation": round(ratios[name], 3),
-            "random_tangents_of_equal_time": _equal(known, ratios[name])
+            "random_tangents_of_equal_time": _equal(points, ratios[name])
             if name in _COUNTS
             else None,
         }
@@ -66,9 +66,9 @@ def _guessing(config: BenchConfig, case: Case, name: str, count: int) -> Callabl
     return lambda: gradient(case.x, case.y)
 
 
-def _equal(known: list[tuple[int, float]], ratio: float) -> float | None:
+def _equal(points: list[tuple[int, float]], ratio: float) -> float | None:
     """The K of a ratio, on lines between those known; `None` beyond the last."""
-    for (low, below), (high, above) in pairwise(known):
+    for (low, below), (high, above) in pairwise(points):
         if below <= ratio <= above:
             return round(low + (high - low) * (ratio - below) / (above - below), 1)
-    return float(known[0][0]) if ratio <= known[0][1] else None
+    return float(points[0][0]) if ratio <= points[0][1] else None

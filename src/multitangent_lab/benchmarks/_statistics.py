@@ -35,8 +35,8 @@ def compare_statistics(config: BenchConfig) -> dict[str, Any]:
             case.backpropagation()
             true = gradient_of(case)
             for statistics in _STATISTICS:
-                found = _exact(config, case, statistics)
-                cosine = found @ true / (found.norm() * true.norm())
+                gradient = _exact(config, case, statistics)
+                cosine = gradient @ true / (gradient.norm() * true.norm())
                 cosines[f"cosine_{statistics}"].append(round(float(cosine), 4))
             optimizer.zero_grad()
         case.backpropagation()

@@ -71,9 +71,9 @@ def parse(arguments: Sequence[str]) -> tuple[_Command, Any]:
 
     from multitangent_lab.cli._options import Options, starting_point
 
-    known = commands()
+    commands_by_name = commands()
     types = []
-    for name, command in known.items():
+    for name, command in commands_by_name.items():
         defaults = command.config()
         if arguments[:1] == [name]:
             defaults = starting_point(defaults, command.presets, arguments[1:])
@@ -95,7 +95,7 @@ def parse(arguments: Sequence[str]) -> tuple[_Command, Any]:
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    (command,) = (c for c in known.values() if type(options.settings) is c.config)
+    (command,) = (c for c in commands_by_name.values() if type(options.settings) is c.config)
     return command, options
 
 

@@ -46,15 +46,15 @@ def starting_point(
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     scan.add_argument("--preset", nargs="?")
     scan.add_argument("--config", nargs="?", type=Path)
-    found, _ = scan.parse_known_args(arguments)
-    if found.preset is not None:
-        if found.preset.endswith(".toml"):
-            defaults = replace(defaults, **_read(Path(found.preset), defaults))  # type: ignore[type-var]
-        elif found.preset not in presets:
-            raise _unknown("preset", found.preset, presets)
+    flags, _ = scan.parse_known_args(arguments)
+    if flags.preset is not None:
+        if flags.preset.endswith(".toml"):
+            defaults = replace(defaults, **_read(Path(flags.preset), defaults))  # type: ignore[type-var]
+        elif flags.preset not in presets:
+            raise _unknown("preset", flags.preset, presets)
         else:
-            defaults = presets[found.preset]
-    return replace(defaults, **_read(found.config, defaults)) if found.config else defaults  # type: ignore[type-var]
+            defaults = presets[flags.preset]
+    return replace(defaults, **_read(flags.config, defaults)) if flags.config else defaults  # type: ignore[type-var]
 
 
 def _read(path: Path, config: Any) -> dict[str, Any]:
@@ -69,9 +69,9 @@ def _read(path: Path, config: Any) -> dict[str, Any]:
     return values
 
 
-def _unknown(what: str, found: str, known: Mapping[str, Any] | Sequence[str]) -> ConfigError:
-    names = sorted(known)
-    close = get_close_matches(found, names, n=1) or names
+def _unknown(what: str, value: str, choices: Mapping[str, Any] | Sequence[str]) -> ConfigError:
+    names = sorted(choices)
+    close = get_close_matches(value, names, n=1) or names
     hint = f"Try {close[0]!r}." if close else "Try without."
     known_names = ", ".join(names) or "none, as there are none"
-    return ConfigError(f"`{what}` should be one of {known_names}. Found {found!r}. {hint}")
+    return ConfigError(f"`{what}` should be one of {known_names}. Found {value!r}. {hint}")

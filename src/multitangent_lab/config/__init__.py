@@ -2,17 +2,12 @@
 
 from multitangent_lab._errors import ConfigError
 from multitangent_lab.config._bench import BenchConfig
+from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
 from multitangent_lab.config._learning_rates import default_learning_rate
 from multitangent_lab.config._presets import COMPARE_PRESETS, TRAIN_PRESETS
 from multitangent_lab.config._reproduce import FIGURES, NETWORKS, STUDIES, ReproduceConfig
 from multitangent_lab.config._search import SearchConfig, SuggestConfig
-from multitangent_lab.config._train import (
-    WITH_GUESSES,
-    CompareConfig,
-    GradientName,
-    TrainConfig,
-    as_json,
-)
+from multitangent_lab.config._train import CompareConfig, TrainConfig, as_json
 
 __all__ = [
     "COMPARE_PRESETS",

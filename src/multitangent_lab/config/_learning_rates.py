@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from math import log
 from typing import TypeVar
 
+from multitangent_lab.config._gradient_names import WITH_GUESSES
+
 _Value = TypeVar("_Value")
 
 # {gradient: {width: {num_tangents: learning rate}}}, all for SGD without momentum, batch size 64.
@@ -101,7 +103,7 @@ def default_learning_rate(
         return default_learning_rate(dataset, "mean", num_tangents, model, width) / num_tangents
     if gradient == "single":
         return default_learning_rate(dataset, "mean", 1, model, width)
-    if gradient in ("informed", "feedback", "local", "previous"):  # as long as the true gradient
+    if gradient in WITH_GUESSES:  # as long as the true gradient
         return default_learning_rate(dataset, "backpropagation", 1, model, width)
     if model in _DEEP:
         rates = _DEEP[model]["cifar10" if dataset == "cifar10" else "mnist"][gradient]

@@ -15,14 +15,13 @@ from tyro.conf import Suppress
 
 from multitangent_lab._errors import ConfigError
 from multitangent_lab.config._checks import check_fields
+from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
 from multitangent_lab.config._train import (
     AT_LEAST,
-    WITH_GUESSES,
-    GradientName,
     Settings,
     TrainConfig,
     as_json,
-    digest,
+    config_hash,
 )
 
 
@@ -116,7 +115,7 @@ class SearchConfig(Settings):
         names = ["storage", "data_dir", "device", "run_dir"]
         if self.sampler != "grid":  # other samplers go on where one has stopped
             names += ["trials", "sampler"]
-        return digest({name: v for name, v in as_json(self).items() if name not in names})
+        return config_hash({name: v for name, v in as_json(self).items() if name not in names})
 
     def train_config(self, learning_rate: float, run_dir: Path | None) -> TrainConfig:
         """Returns the training run with a learning rate."""

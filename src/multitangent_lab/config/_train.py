@@ -6,29 +6,17 @@ they are set in Python or in a `--config` file.
 
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
-from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Suppress
 
 from multitangent_lab._errors import ConfigError
+from multitangent_lab._hashes import digest, without_defaults
 from multitangent_lab.config._checks import check_fields
+from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
 from multitangent_lab.config._learning_rates import default_learning_rate
 
-GradientName = Literal[
-    "backpropagation",
-    "single",
-    "sum",
-    "mean",
-    "projection",
-    "informed",
-    "feedback",
-    "local",
-    "previous",
-]
-# With guesses among the tangents: how many tangents they need at least.
-WITH_GUESSES = {"informed": 4, "feedback": 3, "local": 3, "previous": 3}
 _NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES = 16, 8
 
 
@@ -190,7 +178,7 @@ class TrainConfig(Settings):
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits, the same for the same `identity` on every machine."""
-        return digest(self.identity)
+        return config_hash(self.identity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,15 +216,12 @@ class CompareConfig(Settings):
         )
 
 
-def digest(values: dict[str, Any]) -> str:
-    """Returns twelve hexadecimal digits that stand for JSON values by name.
+def config_hash(values: dict[str, Any]) -> str:
+    """Returns twelve hexadecimal digits that stand for settings by name.
 
-    Settings that came later are left out at their defaults: older runs are found again.
+    Those of the first version count always, later ones where they are not at their default.
     """
-    names = ("gain", "hidden_layers", "images", "recalibrate")
-    later = {name: getattr(_DEFAULTS, name) for name in names}
-    kept = {n: value for n, value in values.items() if n not in later or value != later[n]}
-    return sha256(dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(without_defaults(values, {name: getattr(_DEFAULTS, name) for name in _LATER}))
 
 
 def as_json(config: Settings) -> dict[str, Any]:
@@ -246,4 +231,5 @@ def as_json(config: Settings) -> dict[str, Any]:
 
 
 _DEFAULTS = Settings()
+_LATER = ("gain", "hidden_layers", "images", "recalibrate")
 _PLACES = ("data_dir", "device", "run_dir", "resume", "tensorboard")

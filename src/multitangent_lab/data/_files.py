@@ -53,9 +53,9 @@ def data_directory(data_dir: str | Path | None = None) -> Path:
         return Path(import_lab("pooch").os_cache("multitangent"))
     path = Path(chosen).expanduser().absolute()
     if not path.is_dir():
-        found = "is not a folder" if path.exists() else "does not exist"
+        problem = "is not a folder" if path.exists() else "does not exist"
         raise DataError(
-            f"`{origin}` should be a folder. Found '{path}', which {found}. Try to create it "
+            f"`{origin}` should be a folder. Found '{path}', which {problem}. Try to create it "
             "(missing files are downloaded into it), or leave --data-dir and $MULTITANGENT_DATA "
             "out to use the cache folder, or use --dataset digits, which needs no files."
         )
@@ -92,10 +92,10 @@ def _read(path: Path, checksum: str) -> bytes:
 
 def _verified(content: bytes, checksum: str, path: Path) -> bytes:
     algorithm, _, expected = checksum.partition(":")
-    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
-    if found != expected:
+    digest = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if digest != expected:
         raise DataError(
-            f"'{path}' should have the {algorithm.upper()} checksum {expected}. Found {found} "
+            f"'{path}' should have the {algorithm.upper()} checksum {expected}. Found {digest} "
             f"({len(content)} bytes): it is damaged. Try to remove it to download it again, or "
             "point --data-dir elsewhere."
         )

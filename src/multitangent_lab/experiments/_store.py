@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 from multitangent_lab._files import write_text
+from multitangent_lab._hashes import digest, without_defaults
 from multitangent_lab._provenance import provenance
 
 Row = dict[str, Any]
@@ -44,9 +44,8 @@ class Cell:
         Fields at their default are left out, so that a cell may get a further one.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        told = {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
-        text = json.dumps([type(self).__name__, told], sort_keys=True)
-        return sha256(text.encode()).hexdigest()[:12]
+        defaults = {f.name: f.default for f in fields(self)}
+        return digest([type(self).__name__, without_defaults(values, defaults)])
 
 
 C = TypeVar("C", bound=Cell)

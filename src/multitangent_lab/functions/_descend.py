@@ -74,29 +74,29 @@ class Estimate:
     def __call__(
         self, function: Function, points: Tensor, step: int, active: Tensor | None = None
     ) -> Tensor:
-        """The estimates ``[R, S, n]`` at points ``[R, S, n]`` of R rates and S seeds.
+        """The estimates ``[R, S, n]`` at points ``[R, S, n]`` of R learning rates and S seeds.
 
         Args:
             function: What is differentiated.
             points: Where.
             step: The count of the step.
-            active: Which of all rates these are, ``[R]``, by default the first ones.
+            active: Which of all learning rates these are, ``[R]``, by default the first ones.
         """
-        rates, seeds, _ = points.shape
+        learning_rates, seeds, _ = points.shape
         batch, samples = Batch(points, None, slice(0, 1), 1), list(range(seeds))
         if any(self.tangents.guesses) or self.tangents.needs(step):  # every trajectory for itself
-            which = torch.arange(rates) if active is None else active
+            which = torch.arange(learning_rates) if active is None else active
             trajectories = (which.unsqueeze(1) * seeds + torch.arange(seeds)).flatten()
             # As if each were a class: a memory of its own.
             batch = replace(batch, inputs=points.flatten(0, 1), target=trajectories)
-            samples = samples * rates
+            samples = samples * learning_rates
         problem = Problem(
             Argument(function, samples), self.tangents, self.aggregator, ForwardMode(micro_batch=1)
         )
-        found = take_step(problem, batch, Stream(0, step))
-        if found.observation is not None:
-            self.tangents.update(found.observation)
-        return found.values["x"].view_as(points)
+        result = take_step(problem, batch, Stream(0, step))
+        if result.observation is not None:
+            self.tangents.update(result.observation)
+        return result.values["x"].view_as(points)
 
 
 Gradient = TrueGradient | Estimate
@@ -109,14 +109,14 @@ class Descent:
     """What descent reached, for R learning rates and S seeds.
 
     Attributes:
-        rates: ``[R]``; where a rule set it, the last one, as the mean over the seeds.
+        learning_rates: ``[R]``; where a rule set it, the last one, as the mean over the seeds.
         best: The least value on the way, ``[R, S]``.
         best_step: The step at which it was reached, ``[R, S]``.
         steps: How many steps were taken, ``[R, S]``.
         reached: The step at which the target was first reached, -1 if it was not, ``[R, S]``.
     """
 
-    rates: Tensor
+    learning_rates: Tensor
     best: Tensor
     best_step: Tensor
     steps: Tensor
@@ -128,7 +128,7 @@ def descend(
     function: Function,
     dimension: int,
     gradient: Gradient,
-    rates: Tensor | StepRule,
+    learning_rates: Tensor | StepRule,
     *,
     seeds: int = 5,
     steps: int | None = None,
@@ -146,7 +146,7 @@ def descend(
         function: What is minimised.
         dimension: n.
         gradient: The true gradient or an estimate.
-        rates: The learning rates, ``[R]``; or a rule that sets one for each seed, R = 1.
+        learning_rates: The learning rates, ``[R]``; or a rule that sets one for each seed, R = 1.
         seeds: S; seeds are counted from 0.
         steps: How many steps at most, by default the function's own.
         patience: Steps without improvement after which a trajectory is stopped.
@@ -155,36 +155,41 @@ def descend(
         progress: Called now and then with the count of the step and of all steps.
 
     Raises:
-        TypeError: If `function` or `rates` is of another kind.
-        ValueError: If a number is below 1 or a rate not positive.
+        TypeError: If `function` or `learning_rates` is of another kind.
+        ValueError: If a number is below 1 or a learning rate not positive.
 
     Examples:
         >>> from multitangent import Normal, Projection
         >>> from multitangent_lab.functions import FUNCTIONS
         >>> estimate = Estimate(Normal(4), Projection())
-        >>> found = descend(FUNCTIONS["sphere"], 16, estimate, torch.tensor([0.5, 0.05]), seeds=3)
-        >>> found.best.shape, bool((found.best < 1e-6).all())
+        >>> learning_rates = torch.tensor([0.5, 0.05])
+        >>> descent = descend(FUNCTIONS["sphere"], 16, estimate, learning_rates, seeds=3)
+        >>> descent.best.shape, bool((descent.best < 1e-6).all())
         (torch.Size([2, 3]), True)
     """
-    _check_kinds(function, rates)
-    tried = torch.ones(1) if isinstance(rates, StepRule) else rates
+    _check_kinds(function, learning_rates)
+    tried = torch.ones(1) if isinstance(learning_rates, StepRule) else learning_rates
     _check(dimension, tried, seeds, patience, function.steps if steps is None else steps)
-    schedule = _SelfSet(function, rates) if isinstance(rates, StepRule) else _Constant(tried)
+    schedule = (
+        _SelfSet(function, learning_rates)
+        if isinstance(learning_rates, StepRule)
+        else _Constant(tried)
+    )
     limit = function.steps if steps is None else steps
     start = function.start_point(dimension, dtype)
     points = start.expand(len(tried), seeds, -1).clone()
     best = function(points).to(torch.float64)
     bound = _DIVERGED * (1 + best.max().abs())
     best_step = torch.zeros(len(tried), seeds, dtype=torch.int64)
-    taken = torch.zeros_like(best_step)
+    step_counts = torch.zeros_like(best_step)
     reached = torch.where(best <= target, 0, -1)
     active = torch.arange(len(tried))
     running = torch.ones(len(tried), seeds, dtype=torch.bool)
     gradient = gradient.init()
     for step in range(1, limit + 1):
         update = -gradient(function, points, step, active)
-        rate = schedule(points, update, active)
-        points = torch.addcmul(points, update, rate.unsqueeze(-1).to(dtype))
+        learning_rate = schedule(points, update, active)
+        points = torch.addcmul(points, update, learning_rate.unsqueeze(-1).to(dtype))
         values = function(points).to(torch.float64)
         within = values.abs() < bound
         points = torch.where(within.unsqueeze(-1), points, start)  # nothing there is a number
@@ -194,7 +199,7 @@ def descend(
         best_step[active] = torch.where(improved, step, best_step[active])
         there = ran & within & (values <= target) & (reached[active] < 0)
         reached[active] = torch.where(there, step, reached[active])
-        taken[active] = torch.where(ran, step, taken[active])
+        step_counts[active] = torch.where(ran, step, step_counts[active])
         running[active] = ran & (step - best_step[active] < patience) & within
         if step % 10 == 0:
             progress(step, limit)
@@ -203,24 +208,24 @@ def descend(
                 active, points = active[going], points[going]
             if not len(active):
                 break
-    return Descent(schedule.rates(), best, best_step, taken, reached)
+    return Descent(schedule.learning_rates(), best, best_step, step_counts, reached)
 
 
 class _Constant:
     """Every trajectory's own learning rate, from beginning to end."""
 
-    def __init__(self, rates: Tensor) -> None:
-        self._rates = rates
+    def __init__(self, learning_rates: Tensor) -> None:
+        self._learning_rates = learning_rates
 
     def __call__(self, points: Tensor, update: Tensor, active: Tensor) -> Tensor:
-        return self._rates[active].unsqueeze(1)
+        return self._learning_rates[active].unsqueeze(1)
 
-    def rates(self) -> Tensor:
-        return self._rates
+    def learning_rates(self) -> Tensor:
+        return self._learning_rates
 
 
 class _SelfSet:
-    """What `AutoStep` does, for every seed: a rate from slope and curvature along the updates."""
+    """What `AutoStep` does, for every seed: a learning rate from slopes and curvatures."""
 
     def __init__(self, function: Function, rule: StepRule) -> None:
         self._function = function
@@ -230,15 +235,15 @@ class _SelfSet:
 
     def __call__(self, points: Tensor, update: Tensor, active: Tensor) -> Tensor:
         if self._update is None:
-            rate = self._rule.begin(*self._along(points, update))
+            learning_rate = self._rule.begin(*self._along(points, update))
         else:
             slope, curvature = self._along(points, self._update)
             length = self._update.double().square().sum(-1)
             noise = torch.zeros_like(slope)
-            rate = self._rule.update(slope, curvature, length, noise, self._began)
+            learning_rate = self._rule.update(slope, curvature, length, noise, self._began)
         self._update = update
         self._began = self._slope(points, update)
-        return rate
+        return learning_rate
 
     def _slope(self, points: Tensor, update: Tensor) -> Tensor:
         values: Any = self._function(DualTensor(points, update.unsqueeze(0)))
@@ -246,34 +251,40 @@ class _SelfSet:
 
     def _along(self, points: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
         """Slope and curvature ``[R, S]``: forward mode over forward mode."""
-        found: Any = torch.func.jvp(lambda x: self._slope(x, update), (points,), (update,))
-        return found[0], found[1]
+        result: Any = torch.func.jvp(lambda x: self._slope(x, update), (points,), (update,))
+        return result[0], result[1]
 
-    def rates(self) -> Tensor:
-        assert self._rule.rate is not None
-        return self._rule.rate.mean(1)
+    def learning_rates(self) -> Tensor:
+        assert self._rule.learning_rate is not None
+        return self._rule.learning_rate.mean(1)
 
 
-def _check_kinds(function: object, rates: object) -> None:
+def _check_kinds(function: object, learning_rates: object) -> None:
     if not isinstance(function, Function):
         raise TypeError(
             f"`function` should be a Function. Found {type(function).__name__}. Try "
             'Function("name", formula, start=(1.0, 1.0)).'
         )
-    if not isinstance(rates, Tensor | StepRule):
+    if not isinstance(learning_rates, Tensor | StepRule):
         raise TypeError(
-            f"`rates` should be a tensor or a StepRule. Found {type(rates).__name__}. Try "
-            "torch.tensor([0.1])."
+            "`learning_rates` should be a tensor or a StepRule. Found "
+            f"{type(learning_rates).__name__}. Try torch.tensor([0.1])."
         )
 
 
-def _check(dimension: int, rates: Tensor, seeds: int, patience: int, steps: int) -> None:
-    given = {"dimension": dimension, "seeds": seeds, "patience": patience, "steps": steps}
-    for name, value in given.items():
+def _check(dimension: int, learning_rates: Tensor, seeds: int, patience: int, steps: int) -> None:
+    arguments = {"dimension": dimension, "seeds": seeds, "patience": patience, "steps": steps}
+    for name, value in arguments.items():
         if value < 1:
             raise ValueError(f"`{name}` should be at least 1. Found {value}.")
-    if rates.ndim != 1 or not len(rates) or not (rates > 0).all() or not rates.isfinite().all():
+    if (
+        learning_rates.ndim != 1
+        or not len(learning_rates)
+        or not (learning_rates > 0).all()
+        or not learning_rates.isfinite().all()
+    ):
+        is_short = learning_rates.numel() < 10
+        description = learning_rates.tolist() if is_short else list(learning_rates.shape)
         raise ValueError(
-            "`rates` should be a vector of positive learning rates. Found "
-            f"{rates.tolist() if rates.numel() < 10 else list(rates.shape)}."
+            f"`learning_rates` should be a vector of positive learning rates. Found {description}."
         )

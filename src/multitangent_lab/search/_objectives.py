@@ -45,7 +45,7 @@ def function_values(config: SearchConfig, rates: list[float]) -> list[float]:
     else:
         source = random(1 if config.gradient == "single" else count)
         gradient = Estimate(source, AGGREGATORS[config.gradient])
-    found = descend(
+    descent = descend(
         function,
         config.dimension,
         gradient,
@@ -53,7 +53,7 @@ def function_values(config: SearchConfig, rates: list[float]) -> list[float]:
         seeds=config.seeds,
         steps=config.steps,
     )
-    values = torch.where((found.best_step > 0).any(1), found.best.mean(1), torch.inf)
+    values = torch.where((descent.best_step > 0).any(1), descent.best.mean(1), torch.inf)
     return values.tolist()
 
 

@@ -185,8 +185,8 @@ def _work(
             continue
         study.sampler = _sampler(config, len(trials))
         if config.sampler == "grid":
-            taken = [t.params.get(_RATE) for t in trials if t.state != TrialState.FAIL]
-            left = [r for r in grid(config.low, config.high, config.trials) if r not in taken]
+            rates = [t.params.get(_RATE) for t in trials if t.state != TrialState.FAIL]
+            left = [r for r in grid(config.low, config.high, config.trials) if r not in rates]
             if left:  # others may be at work on the same
                 study.enqueue_trial({_RATE: left[running % len(left)]})
         study.optimize(one, n_trials=1, catch=())
@@ -206,8 +206,8 @@ def _give_up_stale(study: optuna.Study) -> None:
 def _try_grid(config: SearchConfig, study: optuna.Study) -> None:
     """All rates in one vectorised run, stored as trials."""
     rates = grid(config.low, config.high, config.trials)
-    known = {t.params[_RATE] for t in study.get_trials(deepcopy=False) if t.state in _ENDED}
-    rates = [rate for rate in rates if rate not in known]
+    old_rates = {t.params[_RATE] for t in study.get_trials(deepcopy=False) if t.state in _ENDED}
+    rates = [rate for rate in rates if rate not in old_rates]
     if not rates:
         return
     scale = optuna.distributions.FloatDistribution(config.low, config.high, log=True)
@@ -223,8 +223,8 @@ def _try_grid(config: SearchConfig, study: optuna.Study) -> None:
 
 def _best(ended: list[FrozenTrial]) -> tuple[float, float]:
     """The rate of the least value, and that; pruned trials do not take part."""
-    found = [(t.value, t.params[_RATE]) for t in ended if t.value is not None]
-    value, rate = min((pair for pair in found if isfinite(pair[0])), default=(inf, inf))
+    pairs = [(t.value, t.params[_RATE]) for t in ended if t.value is not None]
+    value, rate = min((pair for pair in pairs if isfinite(pair[0])), default=(inf, inf))
     return rate, value
 
 

@@ -50,11 +50,11 @@ def _lines(axes: Axes, table: "DataFrame", title: str) -> None:
     places = [place for place in table["place"].unique() if place != "all"]
     colours = matplotlib.colormaps["viridis"]
     for i, (place, style) in enumerate(zip(places, cycle(_STYLES))):
-        own = table[table["place"] == place]
+        rows = table[table["place"] == place]
         colour = colours(0.95 * i / max(len(places) - 1, 1))
-        axes.plot(own["epoch"], own["value"], color=colour, linestyle=style, label=_short(place))
-    whole = table[table["place"] == "all"]
-    axes.plot(whole["epoch"], whole["value"], color="black", linewidth=2.2, label="all")
+        axes.plot(rows["epoch"], rows["value"], color=colour, linestyle=style, label=_short(place))
+    total = table[table["place"] == "all"]
+    axes.plot(total["epoch"], total["value"], color="black", linewidth=2.2, label="all")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -40,7 +40,7 @@ class GradientModule(LightningModule):
     def learning_rate(self) -> float:
         """Of the last step."""
         if isinstance(self.optimizer, AutoStep):
-            return self.optimizer.rate or 0.0
+            return self.optimizer.learning_rate or 0.0
         return float(self.optimizer.param_groups[0]["lr"])
 
     def configure_optimizers(self) -> Optimizer:
@@ -80,9 +80,9 @@ class GradientModule(LightningModule):
         if not value.isfinite():
             raise self._not_finite(name, str(value.item()))
 
-    def _not_finite(self, name: str, found: str) -> NonFiniteLoss:
+    def _not_finite(self, name: str, value: str) -> NonFiniteLoss:
         return NonFiniteLoss(
-            f"`{name}` should be finite. Found {found} in epoch {self.current_epoch + 1}, step "
+            f"`{name}` should be finite. Found {value} in epoch {self.current_epoch + 1}, step "
             f"{self.global_step + 1}. Try a lower --learning-rate."
         )
 

@@ -123,11 +123,11 @@ def guessing(
         Feedback(num_tangents=2, step_size=0.5, gated=True) + OwnValue(num_tangents=1)
     """
     others = (gradient == "informed") + radial
-    own = max(1, min(layers, num_tangents - _LEFT_TO_CHANCE - others))
+    count = max(1, min(layers, num_tangents - _LEFT_TO_CHANCE - others))
     sources: Mapping[str, Callable[[], TangentSource]] = {
-        "informed": lambda: Feedback(own) + LocalLoss(),
-        "feedback": lambda: Feedback(own),
-        "local": lambda: LocalLoss(own),
+        "informed": lambda: Feedback(count) + LocalLoss(),
+        "feedback": lambda: Feedback(count),
+        "local": lambda: LocalLoss(count),
         "previous": RunningMean,
     }
     guesses = sources[gradient]()

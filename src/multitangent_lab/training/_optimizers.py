@@ -45,7 +45,7 @@ def build_optimizer(
     """
     names = optimizer_names()
     if name not in names:
-        folded = {known.lower(): known for known in names}
+        folded = {choice.lower(): choice for choice in names}
         close = get_close_matches(name.lower(), folded, n=1)
         raise ConfigError(
             f"`optimizer` should be one of {', '.join(names)}. Found {name!r}. "

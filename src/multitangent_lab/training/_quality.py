@@ -38,11 +38,11 @@ class QualityFile(Callback):
             return
         images, labels = cast(tuple[Tensor, Tensor], batch)
         try:
-            found = gradient.assess(images, labels)
+            assessment = gradient.assess(images, labels)
         except NonFiniteError:
             return  # the step will say so
         epoch = trainer.current_epoch + 1
-        self.rows += [{"epoch": epoch, **row} for row in _rows(found)]
+        self.rows += [{"epoch": epoch, **row} for row in _rows(assessment)]
         write_csv(self.path, self.rows, COLUMNS)
 
     def state_dict(self) -> dict[str, Any]:
@@ -52,9 +52,9 @@ class QualityFile(Callback):
         self.rows = state_dict["rows"]
 
 
-def _rows(found: Assessment) -> list[dict[str, Any]]:
-    cosines = {"all": found.cosine, **found.cosines}
-    tables = {"cosine": cosines, "captured": found.captured}
+def _rows(assessment: Assessment) -> list[dict[str, Any]]:
+    cosines = {"all": assessment.cosine, **assessment.cosines}
+    tables = {"cosine": cosines, "captured": assessment.captured}
     return [
         {"quantity": quantity, "place": place, "value": value}
         for quantity, table in tables.items()

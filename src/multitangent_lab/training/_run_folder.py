@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import tomli_w
+
 from multitangent_lab._errors import ConfigError
 from multitangent_lab._files import write_text
 from multitangent_lab.config import TrainConfig, as_json
@@ -71,8 +73,7 @@ def to_toml(config: TrainConfig, without: Sequence[str] = ()) -> str:
     values = {
         name: value for name, value in as_json(config).items() if name not in ("resume", *without)
     }
-    lines = (f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None)
-    return "\n".join(lines) + "\n"
+    return tomli_w.dumps({name: value for name, value in values.items() if value is not None})
 
 
 def _versions() -> dict[str, str]:

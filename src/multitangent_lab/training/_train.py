@@ -66,8 +66,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
 def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> TrainResult:
     with quiet(), interruptible():
         metrics = MetricsFile(folder / "metrics.csv")
-        own = [metrics, Recalibration()] if config.recalibrate else [metrics]
-        module, data, trainer = _prepared(config, folder, [*callbacks, *own])
+        extras = [metrics, Recalibration()] if config.recalibrate else [metrics]
+        module, data, trainer = _prepared(config, folder, [*callbacks, *extras])
         begin(config, folder)
         last, best = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
         trainer.fit(module, data, ckpt_path=last if last.exists() else None)

@@ -133,7 +133,7 @@ def test_the_best_rate_of_a_search_is_run_with_all_seeds(tmp_path, monkeypatch):
     rates = {("backpropagation", 1): (0.001, 0.1), ("feedback", 4): (0.1,)}
     study = guesses.Study("fc", "digits", rates, options)
     monkeypatch.setattr(guesses, "STUDIES", {"tiny": study})
-    monkeypatch.setattr(guesses, "EXPERIMENT", guesses._experiment("tiny", ["tiny"]))
+    monkeypatch.setattr(guesses, "EXPERIMENT", guesses.experiment_on("tiny", ["tiny"]))
     assert len(reproduce("guesses", tmp_path)) == 3 + 2 * 2  # one epoch each
     folder = tmp_path / "guesses"
     assert len(pd.read_csv(folder / "tiny-searched.csv")) == 3

@@ -45,19 +45,19 @@ def _attention(
     if bias is not None:  # a row without any key has no weights, and PyTorch's value for it is 0
         weights = weights.nan_to_num(0.0)
     dbias = tangents(attn_mask, scores.ndim)
-    given = [t for t in (dq, dk, dv, dbias) if t is not None]
-    count = max(len(t) for t in given)
+    terms = [t for t in (dq, dk, dv, dbias) if t is not None]
+    count = max(len(t) for t in terms)
     # One tangent at a time: nothing has to be repeated K times, and what is at work is small.
-    matrices = _Matrices(out.shape[:-2], given[0].dtype)
+    matrices = _Matrices(out.shape[:-2], terms[0].dtype)
     q, k, v, weights = (matrices(x) for x in (q, k, v, weights))
 
     def along(i: int, into: Tensor | None) -> Tensor:
         dq_i, dk_i, dv_i, scores_i = (_row(t, i, matrices) for t in (dq, dk, dv, dbias))
         for left, right in ((dq_i, k), (q, dk_i)):
             if left is not None and right is not None:
-                known = weights if scores_i is None else scores_i.expand_as(weights)
+                addend = weights if scores_i is None else scores_i.expand_as(weights)
                 beta = 0 if scores_i is None else 1
-                scores_i = torch.baddbmm(known, left, right.mT, beta=beta, alpha=scale)
+                scores_i = torch.baddbmm(addend, left, right.mT, beta=beta, alpha=scale)
         if scores_i is None:
             assert dv_i is not None
             return torch.bmm(weights, dv_i, out=into)
@@ -67,9 +67,9 @@ def _attention(
         o = torch.bmm(weights_i, v, out=into)
         return o if dv_i is None else o.baddbmm_(weights, dv_i)
 
-    if tracing() or any(is_functorch_wrapped_tensor(x) for x in (q, k, v, *given)):
+    if tracing() or any(is_functorch_wrapped_tensor(x) for x in (q, k, v, *terms)):
         return torch.stack([along(i, None) for i in range(count)]).reshape(count, *out.shape)
-    result = given[0].new_empty(count, *out.shape)
+    result = terms[0].new_empty(count, *out.shape)
     for i, row in enumerate(result):
         along(i, matrices(row))
     return result
@@ -83,8 +83,8 @@ class _Matrices:
         self._dtype = dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        whole = x.to(self._dtype).expand(*self._lead, *x.shape[-2:])
-        return whole.reshape(-1, *x.shape[-2:])
+        value = x.to(self._dtype).expand(*self._lead, *x.shape[-2:])
+        return value.reshape(-1, *x.shape[-2:])
 
 
 def _row(t: Tensor | None, index: int, matrices: _Matrices) -> Tensor | None:

@@ -30,11 +30,11 @@ def _cross_entropy(
     wanted, total = _wanted(logits, target, classes, weight, ignore_index, label_smoothing)
     # The loss is -sum(wanted * log_softmax): its gradient is softmax * sum(wanted) - wanted.
     gradient = logits.softmax(classes) * wanted.sum(classes, keepdim=True) - wanted
-    along = (full(x, classes) * gradient).sum(classes + 1)
+    jvps = (full(x, classes) * gradient).sum(classes + 1)
     if reduction == "none":
-        return along
-    along = along.expand(along.shape[0], *gradient.select(classes, 0).shape)
-    summed = along.sum(list(range(1, along.ndim))) if along.ndim > 1 else along
+        return jvps
+    jvps = jvps.expand(jvps.shape[0], *gradient.select(classes, 0).shape)
+    summed = jvps.sum(list(range(1, jvps.ndim))) if jvps.ndim > 1 else jvps
     return summed if reduction == "sum" else summed / total
 
 
@@ -81,10 +81,10 @@ def _mse_loss(
     difference = 2 * (primal(x) - primal(y))
     if weight is not None:
         difference = difference * weight
-    along = add(scaled(x, difference, difference.ndim), scaled(y, -difference, difference.ndim))
+    jvps = add(scaled(x, difference, difference.ndim), scaled(y, -difference, difference.ndim))
     if reduction == "none":
-        return along
-    summed = along.expand(along.shape[0], *difference.shape).flatten(1).sum(1)
+        return jvps
+    summed = jvps.expand(jvps.shape[0], *difference.shape).flatten(1).sum(1)
     if reduction == "sum":
         return summed
     return summed / (difference.numel() if weight is None else weight.expand_as(difference).sum())

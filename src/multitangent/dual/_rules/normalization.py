@@ -81,9 +81,9 @@ def _layer_norm(
 
 def _standardized(t: Tensor, standard: Tensor, scale: Tensor, axes: list[int]) -> Tensor:
     """Tangents of ``(x - mean) / deviation``, both taken over the axes, times a scale."""
-    along = (t * standard).mean(axes, keepdim=True)
+    mean_product = (t * standard).mean(axes, keepdim=True)
     centered = t - t.mean(axes, keepdim=True)
-    return torch.addcmul(centered, standard, along, value=-1).mul_(scale)
+    return torch.addcmul(centered, standard, mean_product, value=-1).mul_(scale)
 
 
 @register_rule(F.group_norm, torch.group_norm)
@@ -147,8 +147,8 @@ def _rms_norm(
     through = None
     if type(input) is DualTensor:
         t = full(input, *axes)
-        along = (t * standard).mean(axes, keepdim=True)
+        mean_product = (t * standard).mean(axes, keepdim=True)
         scale = spread if weight is None else spread * primal(weight)
-        through = torch.addcmul(t, standard, along, value=-1).mul_(scale)
+        through = torch.addcmul(t, standard, mean_product, value=-1).mul_(scale)
     of_weight = tangents(weight, x.ndim)
     return add(through, None if of_weight is None else of_weight * standard)

@@ -34,8 +34,8 @@ def _register_max(
             places = out[1]
         t = full(input).flatten(-spatial)
         chosen = t.gather(-1, places.flatten(-spatial).expand(*t.shape[:-1], -1))
-        along = chosen.reshape(*t.shape[:-1], *places.shape[-spatial:])
-        return along if isinstance(out, Tensor) else (along, None)
+        result = chosen.reshape(*t.shape[:-1], *places.shape[-spatial:])
+        return result if isinstance(out, Tensor) else (result, None)
 
 
 for _spatial, _functions in enumerate(

@@ -167,7 +167,7 @@ def _draw(names: Sequence[str], rows: list[Row], folder: Path) -> None:
                 write_csv(folder / f"{name}-{kind}.csv", results(stored))
 
 
-def _experiment(title: str, names: Sequence[str]) -> Experiment:
+def experiment_on(title: str, names: Sequence[str]) -> Experiment:
     return Experiment(
         title=title,
         cells=lambda quick, simulated: _cells(names),
@@ -177,5 +177,5 @@ def _experiment(title: str, names: Sequence[str]) -> Experiment:
     )
 
 
-EXPERIMENT = _experiment("Gradients with guesses, in small", _SMALL)
-FULL = _experiment("Gradients with guesses, in full", _FULL)
+EXPERIMENT = experiment_on("Gradients with guesses, in small", _SMALL)
+FULL = experiment_on("Gradients with guesses, in full", _FULL)

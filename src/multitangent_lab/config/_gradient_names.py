@@ -1,0 +1,19 @@
+"""The gradients by name."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+GradientName = Literal[
+    "backpropagation",
+    "single",
+    "sum",
+    "mean",
+    "projection",
+    "informed",
+    "feedback",
+    "local",
+    "previous",
+]
+# With guesses among the tangents: how many tangents they need at least.
+WITH_GUESSES = {"informed": 4, "feedback": 3, "local": 3, "previous": 3}
