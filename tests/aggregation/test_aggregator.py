@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from multitangent import ControlVariate, Projection
+from multitangent.aggregation import Aggregator
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,32 @@ def test_as_many_words_on_guesses_as_tangents():
     message = "`guesses` should say of each of the 2 tangents .* Found 3 values"
     with pytest.raises(ValueError, match=message):
         ControlVariate()(torch.eye(2), torch.ones(2), guesses=[True, False, False])
+
+
+class Wrong(Aggregator):
+    """Returns something else than coefficients."""
+
+    def __init__(self, result):
+        self.result = result
+
+    def coefficients(self, measured):
+        return self.result
+
+    def __repr__(self):
+        return "Wrong()"
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (
+            torch.ones(3),
+            r"`coefficients` of Wrong\(\) should return a tensor .*\[2\].* Found \[3\]",
+        ),
+        (None, "Found NoneType"),
+        (torch.tensor([1.0, float("nan")]), "should be finite"),
+    ],
+)
+def test_what_an_aggregator_of_ones_own_returns_is_checked(result, message):
+    with pytest.raises(ValueError, match=message):
+        Wrong(result)(torch.eye(2), torch.ones(2))

@@ -18,7 +18,7 @@ TABLE = [TopK(1), TopK(3)]
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5])
-def test_best_keeps_at_least_one(number):
+def test_it_keeps_at_least_one(number):
     with pytest.raises(ValueError, match="`num_kept` should be an integer"):
         TopK(number)
 

@@ -99,7 +99,24 @@ class Aggregator(ABC):
             precision=torch.finfo(jvps.dtype).eps,
             guesses=flags,
         )
-        return self.coefficients(measured).movedim(-1, 0)
+        coefficients = self.coefficients(measured)
+        self._check_result(coefficients, measured)
+        return coefficients.movedim(-1, 0)
+
+    def _check_result(self, coefficients: Tensor, measured: Measured) -> None:
+        if not isinstance(coefficients, Tensor) or coefficients.shape != measured.jvps.shape:
+            kind = type(coefficients).__name__
+            shape = list(coefficients.shape) if isinstance(coefficients, Tensor) else kind
+            raise ValueError(
+                f"`coefficients` of {self!r} should return a tensor of the shape "
+                f"{list(measured.jvps.shape)}, that of `measured.jvps`. Found {shape}."
+            )
+        if not check(coefficients.isfinite().all()):
+            raise NonFiniteError(
+                f"`coefficients` of {self!r} should be finite. Found values that are infinite or "
+                "not a number, for a Gram matrix and directional derivatives that are finite. Try "
+                "to see what it does with zero and parallel tangents."
+            )
 
     @abstractmethod
     def coefficients(self, measured: Measured) -> Tensor:

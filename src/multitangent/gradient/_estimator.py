@@ -100,8 +100,8 @@ class GradientEstimator(ABC):
     def prepare(self, inputs: Any, target: Any) -> tuple[Problem, Batch, Stream]:
         """What the next step is made of.
 
-        ``multitangent.gradient.step(*gradient.prepare(inputs, target))`` is that step without its
-        effects: no ``.grad`` is filled, nothing is learned, and the next step is the same one.
+        ``multitangent.gradient.step(*gradient.prepare(inputs, target))`` is that step. Only the
+        model's buffers learn of it: no ``.grad`` is filled, and the next step is the same one.
 
         Args:
             inputs: As for a step.

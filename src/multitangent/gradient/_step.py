@@ -1,4 +1,4 @@
-"""One step of the method, as a function without effects. Read this first."""
+"""One step of the method, as one function. Read this first."""
 
 from __future__ import annotations
 

@@ -58,6 +58,11 @@ class AutoStep(Optimizer):
         rule: StepRule | None = None,
         every: int = 10,
     ) -> None:
+        if not isinstance(gradient, GradientEstimator):
+            raise TypeError(
+                "`gradient` should be a ForwardGradient, whose last batch is differentiated. Found "
+                f"{gradient!r}. Try ForwardGradient(model, loss)."
+            )
         if every < 1:
             raise ValueError(f"`every` should be at least 1. Found {every}.")
         of_model = {id(p) for p in gradient.model.parameters()}

@@ -109,7 +109,9 @@ def _check(model: nn.Module, sites: Sequence[Site]) -> None:
             if owner.setdefault(id(module), site.name) != site.name:
                 raise ValueError(
                     "`sites` should not lie inside one another. Found a module that belongs to "
-                    f"both {owner[id(module)]!r} and {site.name!r}."
+                    f"both {owner[id(module)]!r} and {site.name!r}. Try "
+                    "`Activations(sites=[...])` with modules that hold nothing in common, or "
+                    "`perturb='weights'`."
                 )
     covered = {id(parameter) for site in sites for parameter in site.parameters()}
     outside = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in covered]

@@ -114,15 +114,24 @@ class Block(ABC):
         return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
     def _draw(self, request: Request) -> Tensor:
-        block = self._source.draw(request)
+        block: Any = self._source.draw(request)
         of_samples = 1 if self._most_samples == 1 else request.batch
         fewest = 1 if any(self._source.guesses) else self.num_tangents
-        fits = fewest <= len(block) <= self.num_tangents and block.shape[1] in (1, of_samples)
-        if not fits or block.shape[2:] != request.shape or block.dtype != request.dtype:
-            wanted = f"[{self.num_tangents}, {of_samples}, *{list(request.shape)}]"
+        fits = (
+            isinstance(block, Tensor)
+            and block.ndim == len(request.shape) + 2
+            and fewest <= len(block) <= self.num_tangents
+            and block.shape[1] in (1, of_samples)
+            and block.shape[2:] == request.shape
+            and block.dtype == request.dtype
+        )
+        if not fits:
+            kind = type(block).__name__
+            description = f"{list(block.shape)} of {block.dtype}" if kind == "Tensor" else kind
             raise ValueError(
-                f"`draw` of {self._source!r} should return tangents of shape {wanted} of "
-                f"{request.dtype}. Found {list(block.shape)} of {block.dtype}."
+                f"`draw` of {self._source!r} should return tangents of shape "
+                f"{[self.num_tangents, of_samples, *request.shape]} of {request.dtype}, or "
+                f"with 1 in place of the second axis. Found {description}."
             )
         return block.to(self.dtype)
 

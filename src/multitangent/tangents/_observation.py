@@ -32,13 +32,13 @@ class Observation:
 
     Attributes:
         requests: What was asked for at each site, by its name.
-        tangents: V as it was drawn, ``[at most K, 1 or b, *shape]`` by site, where a source asked
-            for the output; elsewhere empty.
+        tangents: V as it was drawn, ``[at most K, 1 or b, *shape]`` by site, where a source needs
+            ``OUTPUT_TANGENTS``; elsewhere empty.
         guesses: Which of the K tangents are guesses of the gradient.
         gradients: The forward gradient of each site's value, ``[b, *shape]``; for weights of the
             batch's loss, ``[1, *shape]``.
         output_tangents: The derivatives of the model's output along V, ``[K, b, *output]``, where
-            a source asked for the output.
+            a source needs them.
     """
 
     requests: Mapping[str, Request]

@@ -123,9 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("MULTITANGENT_TRACEBACK"):
             raise
-        print("multitangent:", " ".join(str(error).split()), file=sys.stderr)
+        hint = _HINT if isinstance(error, ModuleNotFoundError) else ""
+        print("multitangent:", " ".join(str(error).split()) + hint, file=sys.stderr)
         return 2 if _is_bad_input(error) else 1
     return 0
+
+
+_HINT = ". Try: pip install 'multitangent[lab]', which brings what the commands need."
 
 
 def _is_bad_input(error: Exception) -> bool:

@@ -151,7 +151,7 @@ class TrainConfig(Settings):
         if self.num_tangents is not None and self.num_tangents < needed:
             raise ConfigError(
                 f"`num_tangents` should be at least {needed} for the gradient {self.gradient}: "
-                f"guesses, the radial one, and others at random. Found {self.num_tangents}. Try "
+                f"guesses, the value itself, and others at random. Found {self.num_tangents}. Try "
                 f"--num-tangents {_NUM_TANGENTS_WITH_GUESSES}, or projection in its place."
             )
         if self.gain != "auto" and self.gain > 1:

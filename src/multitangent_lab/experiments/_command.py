@@ -87,8 +87,16 @@ def finish(config: ReproduceConfig, figure: str) -> dict[str, Any]:
     machines = {key: sorted({str(r[key]) for r in ended}) for key in ("multitangent", *_MACHINE)}
     last = {"ran_on": machines, "written_by": provenance()}
     stored = {name: value for name, value in summary.items() if name not in ("claims", "folder")}
-    write_text(folder / "provenance.json", json_.dumps(stored | last, indent=1) + "\n")
+    path = folder / "provenance.json"
+    if not (path.exists() and _says(path, stored)):  # else nothing has been run since
+        write_text(path, json_.dumps(stored | last, indent=1) + "\n")
     return summary
+
+
+def _says(path: Path, summary: dict[str, Any]) -> bool:
+    """Whether a file was written about the same cells."""
+    written: dict[str, Any] = json_.loads(path.read_text(encoding="utf-8"))
+    return summary.items() <= written.items()
 
 
 _MACHINE = ("torch", "python", "processor", "gpu", "threads")

@@ -87,7 +87,7 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
         layers = len(find_sites(model)) if config.perturb == "activations" else 0
         layers -= config.output == "exact"
         normalized = any(normalizes_batches(module) for module in model.modules())
-        guesses = guessing(config.gradient, config.num_tangents, layers, radial=not normalized)
+        guesses = guessing(config.gradient, config.num_tangents, layers, own_value=not normalized)
         tangents = ScaledByRMS(random(config.num_tangents - guesses.num_tangents)) + guesses
         aggregator: Aggregator = ControlVariate(config.gain)
     else:
@@ -104,7 +104,7 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
 
 
 def guessing(
-    gradient: str, num_tangents: int, layers: int, *, radial: bool = True
+    gradient: str, num_tangents: int, layers: int, *, own_value: bool = True
 ) -> TangentSource:
     """Returns the guesses among K tangents.
 
@@ -115,14 +115,15 @@ def guessing(
         gradient: One of `WITH_GUESSES`.
         num_tangents: K.
         layers: How many layers are guessed for.
-        radial: Whether the value itself is among the tangents. Where batch normalisation follows,
-            the loss does not depend on the value's scale, which constant statistics do not show.
+        own_value: Whether the value itself is among the tangents. Where batch normalisation
+            follows, the loss does not depend on the value's scale, which constant statistics do not
+            show.
 
     Examples:
         >>> guessing("feedback", 8, 2)
         Feedback(num_tangents=2, step_size=0.5, gated=True) + OwnValue(num_tangents=1)
     """
-    others = (gradient == "informed") + radial
+    others = (gradient == "informed") + own_value
     count = max(1, min(layers, num_tangents - _LEFT_TO_CHANCE - others))
     sources: Mapping[str, Callable[[], TangentSource]] = {
         "informed": lambda: Feedback(count) + LocalLoss(),
@@ -131,7 +132,7 @@ def guessing(
         "previous": RunningMean,
     }
     guesses = sources[gradient]()
-    return guesses + OwnValue() if radial else guesses
+    return guesses + OwnValue() if own_value else guesses
 
 
 _LEFT_TO_CHANCE = 2
