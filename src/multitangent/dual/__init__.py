@@ -2,9 +2,11 @@
 
 from multitangent.dual import _rules as _rules  # registers the rules
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
+from multitangent.dual._custom_function import custom_functions
 from multitangent.dual._deferred import Deferred, Drawn
 from multitangent.dual._dispatch import result_of
 from multitangent.dual._dual_tensor import DualTensor, pad_rows
+from multitangent.dual._grad_mode import ObeyedGradMode, constant
 from multitangent.dual._kernels import FASTER
 from multitangent.dual._registry import (
     COMPOSITES,
@@ -25,9 +27,12 @@ __all__ = [
     "Drawn",
     "DualTensor",
     "FallbackWarning",
+    "ObeyedGradMode",
     "add",
     "add_to",
     "attention_with_dropout",
+    "constant",
+    "custom_functions",
     "full_tangents",
     "function_name",
     "has_rule",

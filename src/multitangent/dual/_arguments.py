@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from multitangent.dual._dual_tensor import DualTensor
@@ -19,6 +20,8 @@ def map_duals(function: Callable[[DualTensor], Any], value: Any) -> Any:
     """Arguments with every dual tensor replaced by the function's value for it."""
     if isinstance(value, Tensor):
         return function(value) if type(value) is DualTensor else value
+    if isinstance(value, torch.Size):
+        return value
     if isinstance(value, tuple):
         items = [map_duals(function, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)

@@ -11,6 +11,7 @@ from torch import Tensor
 from multitangent.dual._arguments import find_duals, primals
 from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._fallback import fallback
+from multitangent.dual._grad_mode import constant
 from multitangent.dual._kernels import FASTER
 from multitangent.dual._product import Product, carried
 from multitangent.dual._registry import (
@@ -39,6 +40,10 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         )
     if kwargs.pop("inplace", False):
         return _in_place(func, args, kwargs)
+    if func in _RANDOM:
+        return _overwritten(func, args, kwargs)
+    if getattr(func, "__module__", None) == "torch.nn.init":  # which switch gradients off
+        return constant(func, args, kwargs)
     if rule is None and _is_in_place(func):
         return _in_place(_out_of_place(func), args, kwargs)
     if func is Tensor.__setitem__:
@@ -140,9 +145,27 @@ def _out_of_place(func: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Compute out of place, then write into the first argument and all views of it."""
-    target = args[0]
+# Functions that fill their first argument with random numbers, whatever was there.
+_RANDOM = frozenset(
+    getattr(Tensor, f"{name}_")
+    for name in (
+        "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "normal", "random",
+        "uniform",
+    )
+)  # fmt: skip
+
+
+def _overwritten(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Fill a tensor anew: its tangents are zero from here on."""
+    target, *rest = args
+    _check_target(func, target)
+    with torch.no_grad():
+        func(target.primal, *primals(rest), **primals(kwargs))
+        target.write(target.tangents.new_zeros(0, *[1] * target.primal.ndim))
+    return target
+
+
+def _check_target(func: Callable[..., Any], target: Any) -> None:
     if type(target) is not DualTensor:
         raise RuntimeError(
             f"{function_name(func)} should write into a tensor that carries tangents. Found an "
@@ -150,6 +173,12 @@ def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
             "tangents would be lost. Try `x.new_zeros(...)` or `torch.zeros_like(x)`, with `x` a "
             "tensor inside the model, in place of `torch.zeros(...)`."
         )
+
+
+def _in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Compute out of place, then write into the first argument and all views of it."""
+    target = args[0]
+    _check_target(func, target)
     result = dispatch(func, args, kwargs)
     if result.shape != target.primal.shape:
         raise NotImplementedError(

@@ -52,6 +52,13 @@ def check_options(
     for name, value, fits, wanted in fitting:
         if not fits:
             raise TypeError(f"`{name}` should be {wanted}. Found {value!r}.")
+    wrapped = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    if isinstance(model, nn.Module) and any(isinstance(m, wrapped) for m in model.modules()):
+        raise TypeError(
+            "`model` should be the module itself: no backward pass calls the hooks by which "
+            "DataParallel and DistributedDataParallel add up gradients. Found a wrapped one. Try "
+            "`model.module`, and torch.distributed.all_reduce on `.grad` after each step."
+        )
     if type(model).__name__ == "OptimizedModule":  # its home takes a second to import
         raise TypeError(
             "`model` should be a plain module, whose functions can be followed one by one. Found "

@@ -115,7 +115,7 @@ class GradientEstimator(ABC):
             (torch.Size([4]), 0)
         """
         refuse_inference_mode()
-        if [p.requires_grad for p in self._parameters] != self._trainable:
+        if self._found_parameters() != self._bound_to:
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
         problem = Problem(
@@ -130,11 +130,18 @@ class GradientEstimator(ABC):
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
-        self._parameters = list(self.model.parameters())
-        self._trainable = [p.requires_grad for p in self._parameters]
+        self._bound_to = self._found_parameters()
         self._sizes: dict[Any, int] = {}
         self._graphs: dict[Any, CompiledStep | None] = {}
         self._bound = self.perturb.bind(self._objective)
+
+    def _found_parameters(self) -> list[tuple[int, bool]]:
+        """What the model's parameters are now, and which of them are trainable."""
+        return [(id(p), p.requires_grad) for p in self.model.parameters()]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def _size(self, batch: Batch, stream: Stream) -> int:
         """How many samples are pushed at a time."""
@@ -162,7 +169,7 @@ class GradientEstimator(ABC):
         """What a graph is made for."""
         modes = tuple(module.training for module in self.model.modules())
         parts = self.tangents, self.aggregator, self.perturb, self.tangent_dtype
-        device = self._parameters[0].device.type
+        device = self._device.type
         cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         return shapes(batch), modes, repr(parts), cast
 
@@ -263,7 +270,7 @@ class GradientEstimator(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
         self.seed, self.step = int(state["seed"]), int(state["step"])
-        device = self._parameters[0].device
+        device = self._device
 
         def here(value: Any) -> Any:  # a copy; counts stay where optimisers keep them
             if not isinstance(value, Tensor):
@@ -295,8 +302,14 @@ class GradientEstimator(ABC):
 
 
 def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Add to ``.grad``, as backpropagation does."""
+    """Add to ``.grad``, as backpropagation does, with the hooks of the parameter."""
+    gradient = gradient.to(parameter.dtype)
+    for hook in (parameter._backward_hooks or {}).values():
+        changed = hook(gradient)
+        gradient = gradient if changed is None else changed
     if parameter.grad is None:
-        parameter.grad = gradient.to(parameter.dtype)
+        parameter.grad = gradient
     else:
         parameter.grad.add_(gradient)
+    for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+        hook(parameter)

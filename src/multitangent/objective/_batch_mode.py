@@ -14,6 +14,7 @@ from multitangent.dual import (
     COMPOSITES,
     FASTER,
     attention_with_dropout,
+    constant,
     function_name,
     is_query,
     result_of,
@@ -37,10 +38,13 @@ class BatchMode(TorchFunctionMode):
         statistics: What batch normalisation in training mode does: see `Normalization`.
         record: What the whole batch leaves for its parts, filled by ``"update"`` and used by
             ``"frozen"``; ``None`` records nothing.
+        records_graph: See below.
 
     Attributes:
         dropout: What draws the masks.
         refuse_parameters: Whether trainable parameters would be used where their gradient is lost.
+        records_graph: Whether autograd records what is computed. Gradients are enabled all the
+            while, so that a model that switches them off is noticed.
     """
 
     def __init__(
@@ -50,14 +54,18 @@ class BatchMode(TorchFunctionMode):
         batch_size: int,
         statistics: Statistics = "update",
         record: BatchRecord | None = None,
+        *,
+        records_graph: bool = False,
     ) -> None:
         super().__init__()
         self.refuse_parameters = False
+        self.records_graph = records_graph
         self.dropout = Dropout(generator, rows, batch_size, record, statistics == "update")
         is_whole = rows.stop - rows.start == batch_size
         self._normalization = Normalization(statistics, record, is_whole=is_whole)
         self._records = statistics == "update"
         self._cache = None if record is None else record.primals
+        self._is_off = False  # whether the model has switched gradients off
         self._rows = rows
         self._batch_size = batch_size
         self._expensive_calls = 0
@@ -69,17 +77,54 @@ class BatchMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is torch._C._set_grad_enabled:
+            return func(*args)
+        kwargs = {} if kwargs is None else kwargs
+        if not torch.is_grad_enabled():
+            return self._constant(func, args, kwargs)
         if self.refuse_parameters:
             _refuse_parameters(func, args)
-        special = _SPECIAL.get(func)
-        if special is not None:
-            return special(self)(func, *args, **(kwargs or {}))
         if func in COMPOSITES:
             with self:
-                return COMPOSITES[func](*args, **(kwargs or {}))
+                return COMPOSITES[func](*args, **kwargs)
+        if self.records_graph:
+            return self._result(func, types, args, kwargs)
+        torch._C._set_grad_enabled(False)
+        try:
+            return self._result(func, types, args, kwargs)
+        finally:
+            torch._C._set_grad_enabled(True)
+
+    def _constant(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """What a function returns where the model has switched gradients off."""
+
+        def result(*args: Any, **kwargs: Any) -> Any:
+            if func in COMPOSITES:
+                with self:
+                    return COMPOSITES[func](*args, **kwargs)
+            return self._result(func, (), args, kwargs)
+
+        self._is_off = True
+        try:
+            return constant(result, args, kwargs)
+        finally:
+            self._is_off = False
+
+    def _result(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        special = _SPECIAL.get(func)
+        if special is not None:
+            return special(self)(func, *args, **kwargs)
         if self._cache is not None and func in EXPENSIVE and args:
-            return self._expensive(self._cache, func, types, args, kwargs or {})
-        return self._call(func, types, args, kwargs or {})
+            return self._expensive(self._cache, func, types, args, kwargs)
+        return self._call(func, types, args, kwargs)
 
     def _attention(
         self,
@@ -94,7 +139,7 @@ class BatchMode(TorchFunctionMode):
     ) -> Any:
         if dropout_p == 0:
             return func(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
-        with self:
+        with torch.set_grad_enabled(not self._is_off), self:
             return attention_with_dropout(
                 query, key, value, attn_mask, dropout_p, is_causal, **kwargs
             )

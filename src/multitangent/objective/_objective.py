@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from multitangent.dual import primal
+from multitangent.dual import custom_functions, primal
 from multitangent.objective._batch import Batch, arguments, whole_batch
 from multitangent.objective._batch_mode import BatchMode
 from multitangent.objective._batch_norm import Statistics, counts_batches
 from multitangent.objective._per_sample_loss import PerSampleLoss
 from multitangent.objective._preserved import preserved
 from multitangent.objective._record import BatchRecord
+from multitangent.objective._replaced import replaced
 from multitangent.tangents import Stream
 
 
@@ -70,7 +70,8 @@ class Objective:
         args, kwargs = arguments(part.inputs)
         if parameters is None:
             return self.model(*args, **kwargs)
-        return functional_call(self.model, dict(parameters), args, kwargs)
+        with replaced(self.model, parameters):
+            return self.model(*args, **kwargs)
 
     def losses(self, output: Any, part: Batch) -> Tensor:
         """The losses ``[b]`` of some samples."""
@@ -122,9 +123,17 @@ class Objective:
         def generator(call: int, device: torch.device) -> torch.Generator:
             return stream.generator(device, stream.fold_in("dropout", call))
 
-        mode = BatchMode(generator, part.rows, part.batch_size, statistics, record)
+        mode = BatchMode(
+            generator,
+            part.rows,
+            part.batch_size,
+            statistics,
+            record,
+            records_graph=torch.is_grad_enabled(),
+        )
         device = _device_of(part)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), mode:
+        random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with random, custom_functions(), torch.enable_grad(), mode:
             # Other random functions repeat themselves too, for the same split of the batch.
             key = stream.fold_in("other", part.rows.start)
             torch.set_rng_state(stream.generator(torch.device("cpu"), key).get_state())

@@ -25,11 +25,13 @@ class PerSampleLoss:
         self.reduction: Literal["mean", "sum"] = "mean"
         self._function = loss
         self._sums_elements = False
+        self._is_weighted = False  # whether a mean is one of weights
         self._module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
         if self._module:
             stated = loss.reduction  # type: ignore[attr-defined]
             self.reduction = "sum" if stated == "sum" else "mean"
             self._sums_elements = stated in ("sum", "batchmean")
+            self._is_weighted = stated == "mean"
             self._function = copy.copy(loss)
             self._function.reduction = "none"  # type: ignore[attr-defined]
 
@@ -39,7 +41,7 @@ class PerSampleLoss:
 
     def correction(self, target: Any) -> float:
         """B over what a weighted mean divides by, from the whole batch's target."""
-        if self.reduction == "sum" or not isinstance(
+        if not self._is_weighted or not isinstance(
             self._function, (nn.CrossEntropyLoss, nn.NLLLoss)
         ):
             return 1.0

@@ -93,12 +93,13 @@ class ActivationRun:
             mode.refuse_parameters = False  # a loss may have parameters of its own
             if self._exact_output:
                 output = self._without_last_injection(output)
-            if self._exact_output or self.tangents.needs & Needs.OUTPUT:
-                self._output_gradient = objective.output_gradient(output, batch, self._stream)
-            if self.tangents.needs & Needs.OUTPUT:
-                assert self._output_gradient is not None
-                self.tangents.with_output(primal(output).detach(), self._output_gradient)
-            return Evaluation(objective.losses(output, batch), output)
+            losses = objective.losses(output, batch)
+        if self._exact_output or self.tangents.needs & Needs.OUTPUT:
+            self._output_gradient = objective.output_gradient(output, batch, self._stream)
+        if self.tangents.needs & Needs.OUTPUT:
+            assert self._output_gradient is not None
+            self.tangents.with_output(primal(output).detach(), self._output_gradient)
+        return Evaluation(losses, output)
 
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
@@ -177,16 +178,17 @@ class _Recorder(Visitor):
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().enter(site, args, kwargs)
         self._mode.refuse_parameters = False
+        self._mode.records_graph = not self._pullback.recompute
         self._pullback.enter(site, args, kwargs, self._mode.dropout.calls)
 
     def leave(self, site: Site, output: Any) -> Any:
         if not self._ends(site):
             return output
         self._mode.refuse_parameters = True
+        self._mode.records_graph = False
 
         def replace(value: Tensor, name: str) -> Tensor:
             self._pullback.leave(name, primal(value))
             return self._run.replaced(name, value, self._inject)
 
-        self._pullback.close()
         return self._replaced(site, output, replace)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from multitangent.dual import ObeyedGradMode, custom_functions
 from multitangent.objective import Batch, Evaluation, Statistics
 from multitangent.perturbation._perturbation import Inject
 from multitangent.tangents import Stream, Tangents
@@ -53,7 +55,9 @@ class _ArgumentRun:
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
     ) -> Evaluation:
-        values = self._function(inject(part.inputs, NAME, slice(None)))
+        x = inject(part.inputs, NAME, slice(None))
+        with custom_functions(), torch.enable_grad(), ObeyedGradMode():
+            values = self._function(x)
         return Evaluation(values, values)
 
     def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:

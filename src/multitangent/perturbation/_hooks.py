@@ -57,19 +57,30 @@ class Visitor(ABC):
 
 @contextmanager
 def observed(sites: Sequence[Site], visitor: Visitor) -> Iterator[None]:
-    """Call `visitor` at every site, for the duration of a ``with`` block."""
+    """Call `visitor` at every site, for the duration of a ``with`` block.
+
+    A site that runs while the model has switched gradients off is none: no gradient leads there.
+    """
+
+    def enter(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            visitor.enter(site, args, kwargs)
+
+    def leave(site: Site, output: Any) -> Any:
+        return visitor.leave(site, output) if torch.is_grad_enabled() else output
+
     handles = []
     try:
         for site in sites:
             handles.append(
                 site.modules[0].register_forward_pre_hook(
-                    lambda module, args, kwargs, site=site: visitor.enter(site, args, kwargs),
+                    lambda module, args, kwargs, site=site: enter(site, args, kwargs),
                     with_kwargs=True,
                 )
             )
             handles.append(
                 site.modules[-1].register_forward_hook(
-                    lambda module, args, output, site=site: visitor.leave(site, output)
+                    lambda module, args, output, site=site: leave(site, output)
                 )
             )
         yield

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,26 +37,21 @@ class LocalPullback:
     def __init__(self, sites: Sequence[Site], *, recompute: bool) -> None:
         owned = {id(p): p for site in sites for p in site.parameters()}
         self._parameters = list(owned.values())
-        self._recompute = recompute
+        self.recompute = recompute
         self._visits: list[_Visit] = []
 
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], calls: int) -> None:
-        """A layer begins: from here on its primal is recorded by autograd."""
+        """A layer begins."""
         inputs: Any = None
-        if self._recompute:
+        if self.recompute:
             inputs = pytree.tree_map(primal, (args, kwargs))
         versions = [t._version for t in _tensors(inputs)]
-        state = torch.get_rng_state() if self._recompute else None
+        state = torch.get_rng_state() if self.recompute else None
         self._visits.append(_Visit(site, inputs, versions, calls, state))
-        torch.set_grad_enabled(not self._recompute)
 
     def leave(self, name: str, output: Tensor) -> None:
         """One output of the layer, with the name of its block of tangents."""
         self._visits[-1].outputs[name] = output
-
-    def close(self) -> None:
-        """The layer is done: nothing is recorded up to the next one."""
-        torch.set_grad_enabled(False)
 
     def __call__(
         self,
@@ -71,7 +66,7 @@ class LocalPullback:
             scale: The weight of one sample's loss in the loss of the batch.
             surroundings: Makes the context in which a layer runs again.
         """
-        if not self._recompute:
+        if not self.recompute:
             outputs = {name: out for visit in self._visits for name, out in visit.outputs.items()}
             return _pulled_back(outputs, self._parameters, gradients, scale)
         total: dict[nn.Parameter, Tensor] = {}
@@ -92,12 +87,13 @@ def _pulled_back(
     scale: float,
 ) -> dict[nn.Parameter, Tensor]:
     names = [name for name, output in outputs.items() if output.requires_grad]
-    derivatives = torch.autograd.grad(
-        [outputs[name] for name in names],
-        parameters,
-        [gradients[name] * scale for name in names],
-        allow_unused=True,
-    )
+    with _without_hooks(parameters):
+        derivatives = torch.autograd.grad(
+            [outputs[name] for name in names],
+            parameters,
+            [gradients[name] * scale for name in names],
+            allow_unused=True,
+        )
     result = {}
     memory = set()  # autograd may hand out one tensor for several parameters, or an expanded one
     for parameter, gradient in zip(parameters, derivatives, strict=True):
@@ -108,6 +104,19 @@ def _pulled_back(
         memory.add(gradient.data_ptr())
         result[parameter] = gradient
     return result
+
+
+@contextmanager
+def _without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """The hooks of parameters are for whole gradients: whoever accumulates those calls them."""
+    hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    try:
+        for registered, _ in hooks:
+            registered.clear()
+        yield
+    finally:
+        for registered, before in hooks:
+            registered.update(before)
 
 
 def _run_again(visit: _Visit) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ def _leave(out: object, x: Tensor, *args: object, **kwargs: object) -> Tensor:
 @register_rule(
     torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like,
     torch.randn_like, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full,
+    Tensor.new,
 )  # fmt: skip
 def _new(out: Tensor, x: Tensor, *args: object, **kwargs: object) -> Tensor | None:
     """No tangents yet, but a tensor that can be written into."""

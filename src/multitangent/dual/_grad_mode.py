@@ -1,0 +1,39 @@
+"""Functions that switch gradients off: tangents stop where backpropagation does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from multitangent.dual._arguments import find_duals, primals
+
+
+class ObeyedGradMode(TorchFunctionMode):
+    """Inside this block `torch.no_grad()` stops tangents too.
+
+    Gradients are to be enabled when the block begins.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = {} if kwargs is None else kwargs
+        if torch.is_grad_enabled() or func is torch._C._set_grad_enabled:
+            return func(*args, **kwargs)
+        return constant(func, args, kwargs)
+
+
+def constant(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a function returns where gradients are switched off.
+
+    As in backpropagation, a tensor that is written in place keeps the derivatives that it had.
+    """
+    out = func(*primals(args), **primals(dict(kwargs)))
+    return next((dual for dual in find_duals((args, dict(kwargs))) if dual.primal is out), out)
