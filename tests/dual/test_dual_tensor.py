@@ -206,7 +206,7 @@ def bypass(x):
     [
         (lambda x: torch.zeros(3, 4).double().add_(x), RuntimeError, "new_zeros"),
         (lambda x: torch.add(x, x, out=torch.zeros(3, 4)), NotImplementedError, "out="),
-        (lambda x: x.set_(torch.zeros(3, 4)), NotImplementedError, "twin without the trailing"),
+        (lambda x: x.share_memory_(), NotImplementedError, "twin without the trailing"),
         (lambda x: x.unsqueeze_(0), NotImplementedError, "should keep the shape"),
         (bypass, NotImplementedError, "bypasses"),
         (lambda x: DualTensor(torch.ones(2).int(), torch.ones(1, 2)), TypeError, "int32"),
