@@ -18,9 +18,13 @@ def write_text(path: Path, text: str) -> None:
 def write_csv(
     path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None
 ) -> None:
-    """Writes rows as a table, by default with the columns of the first of them."""
+    """Writes rows as a table, by default with all columns that any of them has.
+
+    A row that lacks a column leaves it empty.
+    """
+    names = columns or list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from multitangent_lab._files import write_csv
 from multitangent_lab.experiments._store import Cell, OutOfTimeError, Store
 
 
@@ -134,3 +135,8 @@ def test_scratch_is_kept_until_the_result_is_stored(tmp_path):
     assert store.records()[CELLS[0].key]["seconds"] >= 1000
     assert not store.scratch(CELLS[0]).exists()
     assert (tmp_path / ".work" / ".gitignore").read_text() == "*\n"
+
+
+def test_rows_of_a_later_version_may_have_more_columns(tmp_path):
+    write_csv(tmp_path / "table.csv", [{"a": 1}, {"a": 2, "b": 3}])
+    assert (tmp_path / "table.csv").read_text() == "a,b\n1,\n2,3\n"
