@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+from types import MappingProxyType
+
 import pytest
 import torch
 from torch import nn
@@ -400,3 +403,48 @@ def test_a_model_that_adds_up_gradients_of_processes_is_refused():
     model = nn.DataParallel(linear(3, 2))
     with pytest.raises(TypeError, match=r"`model` should be the module itself.*model\.module"):
         ForwardGradient(nn.Sequential(model), SQUARE)
+
+
+class Scalar(nn.Module):
+    def forward(self, output, target):
+        return (output - target).square().mean()
+
+
+def test_a_loss_module_that_returns_a_scalar_is_refused_clearly():
+    with pytest.raises(ValueError, match="one number per sample"):
+        ForwardGradient(linear(3, 2), Scalar(), StandardBasis(2))(data(5, 3), data(5, 2))
+
+
+def test_a_batch_without_a_label_that_counts_is_refused_clearly():
+    loss = nn.CrossEntropyLoss(ignore_index=1)
+    with pytest.raises(ValueError, match="labels are all ignored"):
+        ForwardGradient(linear(3, 2), loss, StandardBasis(2))(data(4, 3), torch.ones(4).long())
+
+
+@pytest.mark.parametrize("kind", [UserDict, MappingProxyType, dict])
+@pytest.mark.parametrize("micro_batch", [2, "auto"])
+def test_any_mapping_is_split(kind, micro_batch):
+    """As a tokenizer returns one that is no dictionary."""
+
+    class TwoInputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = linear(3, 2)
+
+        def forward(self, x, scale):
+            return self.layer(x) * scale
+
+    model, y = TwoInputs(), data(5, 2)
+    inputs = {"x": data(5, 3), "scale": data(5, 1)}
+    SQUARE(model(**inputs), y).backward()
+    expected = gradients(model)
+    source = StandardBasis(10)
+    ForwardGradient(model, SQUARE, source, micro_batch=micro_batch)(kind(inputs), y)
+    assert relative_error(gradients(model), expected) <= 1e-9
+
+
+def test_the_state_of_other_tangents_is_refused():
+    model = linear(3, 2)
+    state = ForwardGradient(model, SQUARE, Normal(2) + Feedback()).state_dict()
+    with pytest.raises(ValueError, match=r"with the tangents Normal\(num_tangents=2\)"):
+        ForwardGradient(model, SQUARE, Normal(2)).load_state_dict(state)

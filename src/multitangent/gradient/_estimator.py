@@ -265,10 +265,25 @@ class GradientEstimator(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the seed, the count of the steps, what sources learned."""
-        return {"seed": self.seed, "step": self.step, "tangents": self._source.state_dict()}
+        return {
+            "seed": self.seed,
+            "step": self.step,
+            "tangents": self._source.state_dict(),
+            "source": repr(self.tangents),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: If it is that of other tangents.
+        """
+        source = state.get("source", repr(self.tangents))  # older states do not say
+        if source != repr(self.tangents):
+            raise ValueError(
+                f"`state` should be that of a gradient with the tangents {self.tangents!r}. Found "
+                f"{source}. Try ForwardGradient with those."
+            )
         self.seed, self.step = int(state["seed"]), int(state["step"])
         device = self._device
 

@@ -70,6 +70,7 @@ def whole_batch(inputs: Any, target: Any) -> Batch:
     def detach(value: Any) -> Any:
         return value.detach() if isinstance(value, Tensor) else value
 
+    inputs = _as_dict(inputs)
     size = _batch_size(inputs)
     return Batch(
         pytree.tree_map(detach, inputs),
@@ -77,6 +78,11 @@ def whole_batch(inputs: Any, target: Any) -> Batch:
         slice(0, size),
         size,
     )
+
+
+def _as_dict(inputs: Any) -> Any:
+    """Any mapping as a dictionary, whose values can be split: a tokenizer's output is another."""
+    return dict(inputs) if isinstance(inputs, Mapping) else inputs
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

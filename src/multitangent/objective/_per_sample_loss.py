@@ -55,12 +55,17 @@ class PerSampleLoss:
             divisor = kept.sum()
         else:
             divisor = weight[torch.where(kept, target, 0)].mul(kept).sum()
-        return target.shape[0] / float(divisor) if divisor else float("nan")
+        if not divisor:
+            raise ValueError(
+                "`target` should have a label that counts: the mean is one over those. Found a "
+                "batch whose labels are all ignored or have no weight. Try to leave it out."
+            )
+        return target.shape[0] / float(divisor)
 
     def __call__(self, output: Any, target: Any, correction: float = 1.0) -> Tensor:
         """The losses ``[b]`` of b samples."""
         losses = self._function(output, target)
-        if not self._module:
+        if not self._module or not isinstance(losses, Tensor) or losses.ndim == 0:
             _check_per_sample(losses)
             return losses
         if losses.ndim > 1:
