@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections import UserDict
 from types import MappingProxyType
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from models_for_tests import gradients, relative_error
 from multitangent import (
@@ -16,10 +18,11 @@ from multitangent import (
     ForwardGradient,
     Normal,
     Projection,
+    SimulatedGradient,
     forward_gradient,
 )
 from multitangent.dual import DualTensor
-from multitangent.tangents import StandardBasis
+from multitangent.tangents import RunningMean, StandardBasis
 
 DTYPE = torch.float64
 SQUARE = nn.MSELoss()
@@ -448,3 +451,62 @@ def test_the_state_of_other_tangents_is_refused():
     state = ForwardGradient(model, SQUARE, Normal(2) + Feedback()).state_dict()
     with pytest.raises(ValueError, match=r"with the tangents Normal\(num_tangents=2\)"):
         ForwardGradient(model, SQUARE, Normal(2)).load_state_dict(state)
+
+
+def test_hooks_that_change_gradients_teach_a_source_nothing():
+    learned = []
+    for hook in (None, lambda p: p.grad.zero_()):
+        model = linear(3, 2)
+        if hook is not None:
+            model.weight.register_post_accumulate_grad_hook(hook)
+        source = Normal(2) + RunningMean(decay=0.0)
+        gradient = ForwardGradient(model, SQUARE, source, perturb="weights")
+        gradient(data(5, 3), data(5, 2))
+        learned.append(gradient.state_dict()["tangents"]["1"]["means"]["weight"])
+    assert learned[0].any()
+    torch.testing.assert_close(*learned)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+@BOTH
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_parts_run_as_they_are(perturb, reentrant):
+    def checkpointed(m, x):
+        h = m.parts[0](x)
+        return m.parts[1](checkpoint(lambda h: torch.tanh(h) * h, h, use_reentrant=reentrant))
+
+    model = Model(checkpointed, linear(3, 4), linear(4, 2))
+    assert_right(model, data(5, 3), data(5, 2), perturb=perturb)
+
+
+def test_the_oracle_holds_statistics_of_functions_constant_too():
+    """Batch normalisation by a function, weights perturbed: as the forward sweep has it."""
+
+    def normalized(m, x):
+        h = nn.functional.batch_norm(m.parts[0](x), None, None, training=True)
+        return m.parts[1](torch.tanh(h))
+
+    estimates = []
+    for kind in (ForwardGradient, SimulatedGradient):
+        model = Model(normalized, linear(3, 4), linear(4, 2))
+        kind(model, SQUARE, Normal(3), perturb="weights", micro_batch=8)(data(8, 3), data(8, 2))
+        estimates.append(gradients(model))
+    assert relative_error(*estimates) <= 1e-9
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "coupled"])
+def test_the_oracle_updates_running_averages_once(statistics):
+    layers = (nn.InstanceNorm1d(4, track_running_stats=True, dtype=DTYPE),)
+    model = Model(
+        lambda m, x: m.parts[1](m.parts[2](m.parts[0](x)).mean(2)),
+        nn.Conv1d(3, 4, 1).double(),
+        linear(4, 2),
+        *layers,
+    )
+    x = data(5, 3, 6)
+    expected = copy.deepcopy(model)
+    expected(x)
+    SimulatedGradient(model, SQUARE, Normal(2), perturb="weights", statistics=statistics)(
+        x, data(5, 2)
+    )
+    torch.testing.assert_close(model.parts[2].running_mean, expected.parts[2].running_mean)

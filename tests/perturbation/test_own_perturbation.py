@@ -42,7 +42,7 @@ class BiasRun:
         for name, bias in bound.biases.items():
             tangents.add(name, bias.detach())
 
-    def prepare(self):
+    def prepare(self, *, certainly=False):
         return None
 
     def record(self, inject):

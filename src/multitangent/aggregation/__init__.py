@@ -1,6 +1,7 @@
 """Aggregators: from Gram matrix and directional derivatives to coefficients."""
 
 from multitangent.aggregation._aggregator import Aggregator, Measured
+from multitangent.aggregation._broadcast import rows_times
 from multitangent.aggregation._control_variate import ControlVariate
 from multitangent.aggregation._mean import Mean
 from multitangent.aggregation._projection import Projection
@@ -17,4 +18,5 @@ __all__ = [
     "Rescaled",
     "Sum",
     "TopK",
+    "rows_times",
 ]

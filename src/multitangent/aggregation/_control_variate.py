@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multitangent.aggregation._aggregator import Aggregator, Measured
+from multitangent.aggregation._broadcast import rows_times
 from multitangent.aggregation._projection import Projection
 
 _ROUNDING = 1e-20  # of squared products
@@ -115,6 +116,4 @@ def _effective_dimension(gram: Tensor, dimension: int | None) -> Tensor | float:
 
 def _along(gram: Tensor, coefficients: Tensor) -> Tensor:
     """The derivatives ``[*losses, K]`` that the vectors ``V^T c`` stand for."""
-    if gram.ndim == 2:
-        return coefficients @ gram
-    return (coefficients.unsqueeze(-2) @ gram).squeeze(-2)
+    return rows_times(coefficients, gram)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from multitangent._deferred_checks import check
+from multitangent.aggregation._broadcast import rows_times
 
 _SINGULAR = 1e-6  # the ratio of eigenvalues from which on they are computed one by one
 
@@ -30,13 +31,6 @@ def pseudoinverse_product(
     return _solved_without_small(gram, jvps, tolerance) if solution is None else solution
 
 
-def _times(rows: Tensor, matrices: Tensor) -> Tensor:
-    """Rows ``[*losses, K]`` times matrices ``[*samples, K, L]``."""
-    if matrices.ndim == 2:
-        return rows @ matrices
-    return (rows.unsqueeze(-2) @ matrices).squeeze(-2)
-
-
 def _solved(gram: Tensor, jvps: Tensor, tolerance: float) -> Tensor | None:
     """``G^-1 d`` by Cholesky factors, ``None`` unless G is far from singular."""
     factor, failed = torch.linalg.cholesky_ex(gram)
@@ -47,7 +41,7 @@ def _solved(gram: Tensor, jvps: Tensor, tolerance: float) -> Tensor | None:
     far = (failed == 0) & (trace * gram.shape[-1] * max(tolerance, _SINGULAR) < 1)
     if not check(far.all()):
         return None
-    return _times(_times(jvps, inverse.mT), inverse)
+    return rows_times(rows_times(jvps, inverse.mT), inverse)
 
 
 def _solved_without_small(gram: Tensor, jvps: Tensor, tolerance: float) -> Tensor:
@@ -55,7 +49,7 @@ def _solved_without_small(gram: Tensor, jvps: Tensor, tolerance: float) -> Tenso
     values, vectors = torch.linalg.eigh(gram)
     kept = values > tolerance * values[..., -1:]
     inverse = torch.where(kept, 1 / values, 0.0)
-    return _times(_times(jvps, vectors) * inverse, vectors.mT)
+    return rows_times(rows_times(jvps, vectors) * inverse, vectors.mT)
 
 
 def _pivoted_factor(gram: Tensor, rank: int) -> Tensor:
@@ -83,4 +77,4 @@ def _solved_in_span(factor: Tensor, jvps: Tensor, tolerance: float) -> Tensor:
     values, vectors = torch.linalg.eigh(factor @ factor.mT)
     inverse = torch.where(values > tolerance * values[..., -1:], 1 / values, 0.0)
     basis = vectors.mT @ factor  # [*samples, rank, K]
-    return _times(_times(jvps, basis.mT) * inverse.square(), basis)
+    return rows_times(rows_times(jvps, basis.mT) * inverse.square(), basis)

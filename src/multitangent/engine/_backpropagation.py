@@ -38,7 +38,7 @@ class Backpropagation:
 
     def gradients(self, run: Run, tangents: Tangents) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses ``[B]``, and the true gradients of the perturbed values, by name."""
-        run.prepare()
+        run.prepare(certainly=True)
         losses, gradients = self._differentiated(run, tangents, None)
         return losses, gradients
 

@@ -77,7 +77,7 @@ def perturbation_of(perturb: Literal["activations", "weights"] | Perturbation) -
         return Activations()
     if perturb == "weights":
         return Weights()
-    if callable(getattr(perturb, "bind", None)):
+    if callable(getattr(perturb, "bind", None)) and not isinstance(perturb, type):
         return perturb
     raise ValueError(
         "`perturb` should be 'activations', 'weights', or a perturbation such as Activations() or "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from multitangent.aggregation import Projection
 from multitangent.engine import Backpropagation
-from multitangent.gradient._step import Problem, Step, step
+from multitangent.gradient._step import Problem, Step
 from multitangent.objective import Batch, Objective, preserved
 from multitangent.tangents import Stream, Tangents, TangentSource
 
@@ -39,6 +39,7 @@ def assess(
     objective: Objective,
     sites: Mapping[str, Sequence[nn.Parameter]],
     tangents: TangentSource,
+    result: Step,
     problem: Problem,
     batch: Batch,
     stream: Stream,
@@ -49,15 +50,14 @@ def assess(
         objective: The model and its loss.
         sites: The trainable parameters of each site, by its name.
         tangents: The source as the user described it, whose summands are told apart.
-        problem: The next step.
+        result: The next step.
+        problem: What that step is made of.
         batch: The batch.
         stream: The random numbers of the step.
     """
     model = objective.model
     with preserved(model):
         true = _backpropagated(objective, batch, stream)
-    with preserved(model):
-        result = step(problem, batch, stream)
     with preserved(model):
         length = _squared_length(problem, batch, stream)
     pairs = {p: (g, true[p]) for p, g in result.gradients.items() if p in true}

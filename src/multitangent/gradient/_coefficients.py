@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from multitangent.aggregation import Aggregator
+from multitangent.aggregation import Aggregator, rows_times
 from multitangent.tangents import TangentSource
 
 
@@ -41,5 +41,4 @@ def _apply(matrix: Tensor, columns: Tensor) -> Tensor:
     """Matrices ``[*samples, K, K]`` times ``[K, *losses]``."""
     if matrix.ndim == 2:
         return torch.tensordot(matrix, columns, 1)
-    rows = columns.movedim(0, -1).unsqueeze(-2)
-    return (rows @ matrix.mT).squeeze(-2).movedim(-1, 0)
+    return rows_times(columns.movedim(0, -1), matrix.mT).movedim(-1, 0)

@@ -27,7 +27,14 @@ from multitangent.gradient._coefficients import Combination
 from multitangent.gradient._compiled import CompiledStep, compiled_step
 from multitangent.gradient._diagnostics import Diagnostics, diagnose
 from multitangent.gradient._step import Problem, Step, step
-from multitangent.objective import Batch, Objective, SavedBuffers, normalizes_batches, shapes
+from multitangent.objective import (
+    Batch,
+    Objective,
+    SavedBuffers,
+    normalizes_batches,
+    preserved,
+    shapes,
+)
 from multitangent.perturbation import Perturbation
 from multitangent.tangents import Normal, Stream, TangentSource
 
@@ -88,10 +95,10 @@ class GradientEstimator(ABC):
         with record_fallbacks() as fallbacks:
             problem, batch, stream = self.prepare(inputs, target)
             result = self._compiled(problem, batch, stream) or self._eager(problem, batch, stream)
+        if result.observation is not None:  # before hooks of parameters change the gradients
+            self._source.update(result.observation)
         for parameter, gradient in result.gradients.items():
             _accumulate(parameter, gradient)
-        if result.observation is not None:
-            self._source.update(result.observation)
         self._last_step = result.combination, result.gram, fallbacks
         self._last_batch = batch, stream
         self.step += 1
@@ -163,7 +170,9 @@ class GradientEstimator(ABC):
             at_once = replace(problem, engine=self._engine(batch.size), store_tangents=True)
             self._graphs[key] = compiled_step(at_once, self.perturb, self._objective, batch, stream)
         graph = self._graphs[key]
-        return None if graph is None else graph(batch, stream)
+        if graph is None or self._source.needs(stream.step):
+            return None
+        return graph(batch, stream)
 
     def _signature(self, batch: Batch) -> Any:
         """What a graph is made for."""
@@ -246,8 +255,10 @@ class GradientEstimator(ABC):
         """
         with record_fallbacks():
             prepared = self.prepare(inputs, target)
+            with preserved(self.model):
+                result = self._eager(*prepared)
             sites = self._bound.parameters_by_site()
-            return assess(self._objective, sites, self.tangents, *prepared)
+            return assess(self._objective, sites, self.tangents, result, *prepared)
 
     @property
     def diagnostics(self) -> Diagnostics:

@@ -78,6 +78,10 @@ def _scalar(value: object, tangents: TangentSource) -> Tensor:
             f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         )
         raise ValueError(f"`f` should return a scalar tensor. Found {description}. Try `.sum()`.")
+    if not value.is_floating_point():
+        raise ValueError(
+            f"`f` should return a floating-point number. Found {value.dtype}. Try `.float()`."
+        )
     if not value.isfinite():
         raise ValueError(f"`f` should return a finite value. Found {value.item()}.")
     if isinstance(value, DualTensor):

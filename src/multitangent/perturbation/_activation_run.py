@@ -80,7 +80,7 @@ class ActivationRun:
     def record(self, inject: Inject) -> Evaluation:
         return self._recorded(inject, record=None)
 
-    def prepare(self) -> Tensor:
+    def prepare(self, *, certainly: bool = False) -> Tensor:
         return self._recorded(no_injection, record=self._record).losses
 
     def _recorded(self, inject: Inject, record: BatchRecord | None) -> Evaluation:

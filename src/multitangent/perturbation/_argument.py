@@ -49,7 +49,7 @@ class _ArgumentRun:
     def record(self, inject: Inject) -> Evaluation:
         return self.evaluate(self.batch, inject)
 
-    def prepare(self) -> None:
+    def prepare(self, *, certainly: bool = False) -> None:
         pass
 
     def evaluate(

@@ -35,8 +35,11 @@ class Run(Protocol):
         Blocks of tangents are added as their places are reached. What `pullback` needs is kept.
         """
 
-    def prepare(self) -> Tensor | None:
+    def prepare(self, *, certainly: bool = False) -> Tensor | None:
         """In place of `record`: what `evaluate` and `pullback` need, with no value replaced.
+
+        Args:
+            certainly: Whether the whole batch is run even where its parts seem to need nothing.
 
         Returns:
             The losses ``[B]`` if the whole batch was run for it.

@@ -82,9 +82,10 @@ class _WeightRun:
         return self._evaluated(self.batch, inject, "update")
 
     @torch.no_grad()
-    def prepare(self) -> Tensor | None:
+    def prepare(self, *, certainly: bool = False) -> Tensor | None:
         """The statistics of the whole batch, where there are any."""
-        if not any(normalizes_batches(module) for module in self._objective.model.modules()):
+        modules = self._objective.model.modules()
+        if not certainly and not any(normalizes_batches(module) for module in modules):
             return None
         self._record = BatchRecord(reuse=False)
         return self._evaluated(self.batch, no_injection, "update").losses
