@@ -7,7 +7,12 @@ These are the names that most users need. The others are in `multitangent.tangen
 
 from multitangent._errors import NonFiniteError
 from multitangent.aggregation import ControlVariate, Mean, Projection
-from multitangent.gradient import ForwardGradient, SimulatedGradient, forward_gradient
+from multitangent.gradient import (
+    ForwardGradient,
+    SimulatedGradient,
+    VerificationError,
+    forward_gradient,
+)
 from multitangent.learning_rate import AutoStep
 from multitangent.perturbation import Activations, Weights
 from multitangent.tangents import Feedback, LocalLoss, Normal, OwnValue, Rademacher
@@ -28,6 +33,7 @@ __all__ = [
     "Projection",
     "Rademacher",
     "SimulatedGradient",
+    "VerificationError",
     "Weights",
     "forward_gradient",
 ]

@@ -8,7 +8,7 @@ from torch import nn
 
 from models_for_tests import MODELS, build
 from multitangent import Activations, Feedback, Normal, Weights
-from multitangent.engine import Backpropagation, ForwardMode, micro_batch_size
+from multitangent.engine import Backpropagation, ForwardMode, run_few
 from multitangent.objective import Objective
 from multitangent.tangents import Stream, Tangents
 from pairwise import pairwise
@@ -56,7 +56,8 @@ def test_a_size_is_tried_without_a_trace(perturb):
     objective = Objective(model, nn.CrossEntropyLoss())
     batch = objective.batch(torch.randn(640, 5), torch.zeros(640, dtype=torch.int64))
     sizes = [
-        micro_batch_size(perturb.bind(objective), batch, Stream(0, 0), Normal(k)) for k in (1, 16)
+        run_few(perturb.bind(objective), objective, batch, Stream(0, 0), Normal(k)).micro_batch
+        for k in (1, 16)
     ]
     # 20 MiB hold the tangents of 4000 values of 4 bytes each for 1310 samples, and for 81.
     assert sizes == [640, 64]

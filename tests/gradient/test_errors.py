@@ -151,7 +151,7 @@ ERRORS = {
     ),
     "no tensor as loss": (step(model(), lambda out, y: 1.0), ValueError, "Found 1.0"),
     "detached": (step(Detaching()), RuntimeError, "losses without tangents"),
-    "no batch axis": (step(Reducing()), ValueError, r"shape \[2\] at 'layer'"),
+    "no batch axis": (step(Reducing()), ValueError, "should have outputs that depend on the samp"),
     "operations behind the last site": (
         step(Behind(), perturb=Activations(output="exact")), ValueError, "operations behind it"
     ),
@@ -159,10 +159,6 @@ ERRORS = {
     "no tensor": (step(model(), inputs="x"), ValueError, "Found a str"),
     "not finite": (
         step(model(), inputs=torch.full((5, 3), float("nan"))), ValueError, "`jvps` should be fin"
-    ),
-    "batch statistics": (
-        step(FunctionalBatchNorm(), perturb="weights", micro_batch=2),
-        NotImplementedError, r"Batch normalisation in training mode should be a module",
     ),
     "statistics": (
         lambda: SimulatedGradient(model(), nn.CrossEntropyLoss(), statistics="none"),
@@ -202,7 +198,9 @@ def test_recomputation_notices_a_changed_input():
             h.add_(1)
             return out
 
-    gradient = ForwardGradient(Changing(), LOSS, Normal(2), perturb=Activations(recompute=True))
+    gradient = ForwardGradient(
+        Changing(), LOSS, Normal(2), perturb=Activations(recompute=True), verify=False
+    )
     with pytest.raises(RuntimeError, match="changed in place after the layer ran"):
         gradient(*batch())
 

@@ -224,7 +224,7 @@ def test_no_graph_reaches_across_layers():
         return hook
 
     handles = [m.register_forward_hook(record(n)) for n, m in list(model.named_children())[1:]]
-    ForwardGradient(model, nn.CrossEntropyLoss(), Normal(3), micro_batch=len(x))(x, y)
+    ForwardGradient(model, nn.CrossEntropyLoss(), Normal(3), micro_batch=len(x), verify=False)(x, y)
     for handle in handles:
         handle.remove()
     linear = [name for name in reached if own[name]]

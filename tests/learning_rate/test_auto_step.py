@@ -110,7 +110,9 @@ def test_slopes_along_a_gradient_are_its_squared_length():
 def test_one_sample_has_no_noise():
     model, x, y = example()
     model.eval()
-    gradient = ForwardGradient(model, LOSS, Normal(2))
+    # PyTorch's backward of batch normalisation is wrong for one image whose gradient lies in
+    # memory with the channels last, so that there is nothing to compare with.
+    gradient = ForwardGradient(model, LOSS, Normal(2), verify=False)
     gradient(x[:1], y[:1])
     assert gradient.along(directions(model)).slope_variance == 0
 

@@ -2,6 +2,7 @@
 
 from multitangent.dual import _rules as _rules  # registers the rules
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
+from multitangent.dual._arguments import find_duals, map_duals
 from multitangent.dual._custom_function import custom_functions
 from multitangent.dual._deferred import Deferred, Drawn
 from multitangent.dual._dispatch import result_of
@@ -19,6 +20,7 @@ from multitangent.dual._registry import (
     register_rule,
 )
 from multitangent.dual._rules.attention import attention_with_dropout
+from multitangent.dual._sweep import sweep
 
 __all__ = [
     "COMPOSITES",
@@ -33,16 +35,19 @@ __all__ = [
     "attention_with_dropout",
     "constant",
     "custom_functions",
+    "find_duals",
     "full_tangents",
     "function_name",
     "has_rule",
     "is_query",
+    "map_duals",
     "pad_rows",
     "primal",
     "record_fallbacks",
     "register_composite",
     "register_rule",
     "result_of",
+    "sweep",
     "tangents",
     "times",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from multitangent.dual._deferred import Deferred
 from multitangent.dual._product import Product
 from multitangent.dual._registry import COMPOSITES, DISPATCH
+from multitangent.dual._sweep import CURRENT, check_sweep
 
 
 class DualTensor(Tensor):
@@ -40,7 +41,7 @@ class DualTensor(Tensor):
 
     # What a dual tensor is made of. Views remember the tensor they look into (`_parent`) and how
     # (`_replay`), so that a write through one of them reaches all; `_writes` counts the writes and
-    # is shared by all views of one tensor.
+    # is shared by all views of one tensor. `_sweep` is the run of the model that it belongs to.
     _primal: Tensor
     _tangents: Tensor | Deferred
     _parent: DualTensor | None
@@ -48,6 +49,7 @@ class DualTensor(Tensor):
     _writes: list[int]
     _seen: int
     _carried: torch.dtype
+    _sweep: object | None
 
     @staticmethod
     def __new__(cls, primal: Tensor, tangents: Tensor) -> DualTensor:
@@ -70,6 +72,8 @@ class DualTensor(Tensor):
     @property
     def tangents(self) -> Tensor:
         """The tangents ``[K, *shape]``; axes along which they are constant may have size 1."""
+        if self._sweep is not CURRENT.sweep:
+            check_sweep(self._sweep)
         if self._parent is not None and self._seen != self._writes[0]:
             self._tangents = self._again(expanded(self._parent))
             self._seen = self._writes[0]
@@ -85,7 +89,9 @@ class DualTensor(Tensor):
     def product(self) -> Product:
         """The tangents as what may not be computed yet."""
         stored = self._tangents
-        return stored if type(stored) is Product else Product(self.tangents)
+        if type(stored) is not Product or self._sweep is not CURRENT.sweep:
+            return Product(self.tangents)
+        return stored
 
     @property
     def is_pending(self) -> bool:
@@ -170,6 +176,7 @@ def make_dual(primal: Tensor, tangents: Tensor | Deferred) -> DualTensor:
     dual._writes = [0]
     dual._seen = 0
     dual._carried = tangents.dtype
+    dual._sweep = CURRENT.sweep
     return dual
 
 

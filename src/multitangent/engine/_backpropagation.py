@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,13 +33,22 @@ class Backpropagation:
         losses, gradients = self.gradients(run, tangents)
         return Derivatives(
             losses,
-            _applied(run, tangents, gradients),
+            applied(tangents, gradients, per_sample=run.per_sample),
             self._output_tangents(run, tangents),
         )
 
-    def gradients(self, run: Run, tangents: Tangents) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses ``[B]``, and the true gradients of the perturbed values, by name."""
-        run.prepare(certainly=True)
+    def gradients(
+        self, run: Run, tangents: Tangents, *, prepare: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses ``[B]``, and the true gradients of the perturbed values, by name.
+
+        Args:
+            run: The batch.
+            tangents: Whose blocks name the perturbed values.
+            prepare: Whether the run has to be prepared, for statistics and `pullback`.
+        """
+        if prepare:
+            run.prepare(certainly=True)
         losses, gradients = self._differentiated(run, tangents, None)
         return losses, gradients
 
@@ -47,7 +57,11 @@ class Backpropagation:
             return None
         shape = next(iter(tangents.blocks.values())).request.output.shape  # type: ignore[union-attr]
         jvps = [
-            _applied(run, tangents, self._differentiated(run, tangents, element)[1])
+            applied(
+                tangents,
+                self._differentiated(run, tangents, element)[1],
+                per_sample=run.per_sample,
+            )
             for element in range(shape[1:].numel())
         ]
         return torch.stack(jvps, 2).reshape(*jvps[0].shape, *shape[1:])
@@ -85,8 +99,8 @@ class Backpropagation:
         return evaluation.losses.detach(), gradients
 
 
-def _applied(run: Run, tangents: Tangents, gradients: dict[str, Tensor]) -> Tensor:
-    """Directional derivatives ``[K, B]``, or ``[K]`` of the batch's loss."""
-    if run.per_sample:
+def applied(tangents: Tangents, gradients: Mapping[str, Tensor], *, per_sample: bool) -> Tensor:
+    """The directional derivatives of gradients: ``[K, B]``, or ``[K]`` of the batch's loss."""
+    if per_sample:
         return tangents.apply(gradients)
     return tangents.apply({name: g.unsqueeze(0) for name, g in gradients.items()})[:, 0]

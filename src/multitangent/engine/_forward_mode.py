@@ -12,8 +12,9 @@ from torch import Tensor
 from multitangent.dual import Drawn, DualTensor, add_to, pad_rows, primal
 from multitangent.dual import tangents as tangents_of
 from multitangent.engine._engine import Derivatives
+from multitangent.engine._split import SplitError, agree
 from multitangent.objective import Evaluation
-from multitangent.perturbation import Run
+from multitangent.perturbation import Inject, Run
 from multitangent.tangents import Needs, Tangents
 
 
@@ -22,17 +23,24 @@ class ForwardMode:
     """Pushes all K tangents through the model, a micro-batch at a time.
 
     A batch that fits one micro-batch is recorded and pushed in one run. Otherwise, and where
-    tangents depend on the model's output, it is run once for its primals first.
+    tangents depend on the model's output, it is run once for its primals first; the parts have to
+    give the same losses.
 
     Args:
         micro_batch: How many samples are pushed at a time.
+        is_plain: Whether parts of the batch certainly need nothing of the whole, so that weight
+            perturbation can leave out the run of the whole batch.
+
+    Raises:
+        SplitError: If the parts give other losses than the whole batch, or fail where it does not.
 
     Examples:
         >>> ForwardMode(8)
-        ForwardMode(micro_batch=8)
+        ForwardMode(micro_batch=8, is_plain=False)
     """
 
     micro_batch: int
+    is_plain: bool = False
     statistics: ClassVar[Literal["frozen"]] = "frozen"
 
     @torch.no_grad()
@@ -41,11 +49,8 @@ class ForwardMode:
         if run.batch.size <= self.micro_batch and not tangents.needs & Needs.OUTPUT:
             primal_losses, pushed = None, [_split(run.record(inject), tangents)]
         else:
-            primal_losses = run.prepare()
-            pushed = [
-                _split(run.evaluate(part, inject, reuse=True), tangents)
-                for part in run.batch.split(self.micro_batch)
-            ]
+            primal_losses = run.prepare(certainly=not self.is_plain)
+            pushed = self._pushed(run, tangents, inject, primal_losses)
         losses, jvps, outputs = zip(*pushed, strict=True)
         derivatives = _joined(jvps, 1)
         if not run.per_sample:
@@ -55,6 +60,26 @@ class ForwardMode:
             derivatives,
             _joined(outputs, 1) if outputs[0] is not None else None,
         )
+
+    def _pushed(
+        self, run: Run, tangents: Tangents, inject: Inject, whole: Tensor | None
+    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """The parts, each run with what modules kept before the whole batch, or after it."""
+        for run.starts_after in (False, True):
+            try:
+                pushed = [
+                    _split(run.evaluate(part, inject, reuse=True), tangents)
+                    for part in run.batch.split(self.micro_batch)
+                ]
+            except (torch.OutOfMemoryError, NotImplementedError):
+                raise
+            except Exception as error:
+                if self.micro_batch >= run.batch.size:
+                    raise
+                raise SplitError(f"{type(error).__name__}: {error}") from error
+            if whole is None or agree(torch.cat([losses for losses, *_ in pushed]), whole):
+                return pushed
+        raise SplitError("their losses differ from those of the whole batch")
 
 
 def _add_tangents(tangents: Tangents, value: Tensor, name: str, samples: slice) -> Tensor:

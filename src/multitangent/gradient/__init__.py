@@ -9,6 +9,7 @@ from multitangent.gradient._forward_gradient import ForwardGradient
 from multitangent.gradient._function import forward_gradient
 from multitangent.gradient._simulated import SimulatedGradient
 from multitangent.gradient._step import Problem, Step, step
+from multitangent.gradient._verify import VerificationError
 
 __all__ = [
     "Assessment",
@@ -20,6 +21,7 @@ __all__ = [
     "Problem",
     "SimulatedGradient",
     "Step",
+    "VerificationError",
     "combine",
     "forward_gradient",
     "step",

@@ -91,11 +91,12 @@ def line(
             for name, value in values.items()
         }
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        output = objective.output(batch, duals | buffers)
-        losses, slopes = split_dual(objective.losses(output, batch), 1)
+        with objective.mode(batch, stream, "coupled"):
+            output = objective.output(batch, duals | buffers)
+            losses, slopes = split_dual(objective.losses(output, batch), 1)
         return slopes[0], losses
 
-    with objective.mode(batch, stream, "coupled"), sdpa_kernel(SDPBackend.MATH):
+    with objective.preserved(), sdpa_kernel(SDPBackend.MATH):
         slopes, curvatures, losses = _differentiated(along, parameters, direction, curvature)
     return Line(losses, slopes, curvatures, objective.scale(batch))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from multitangent.aggregation import Projection
 from multitangent.engine import Backpropagation
 from multitangent.gradient._step import Problem, Step
-from multitangent.objective import Batch, Objective, preserved
+from multitangent.objective import Batch, Objective
 from multitangent.tangents import Stream, Tangents, TangentSource
 
 
@@ -55,10 +55,9 @@ def assess(
         batch: The batch.
         stream: The random numbers of the step.
     """
-    model = objective.model
-    with preserved(model):
+    with objective.preserved():
         true = _backpropagated(objective, batch, stream)
-    with preserved(model):
+    with objective.preserved():
         length = _squared_length(problem, batch, stream)
     pairs = {p: (g, true[p]) for p, g in result.gradients.items() if p in true}
     return Assessment(

@@ -17,7 +17,7 @@ from multitangent._deferred_checks import deferred_checks
 from multitangent.gradient._coefficients import Combination
 from multitangent.gradient._replayed import RecordingSource, ReplayedSource
 from multitangent.gradient._step import Problem, Step, step
-from multitangent.objective import Batch, Objective, SavedBuffers, preserved
+from multitangent.objective import Batch, Objective
 from multitangent.perturbation import Perturbation
 from multitangent.tangents import DenseBlock, Request, Stream, TangentSource
 
@@ -63,7 +63,7 @@ class CompiledStep:
         """One step, ``None`` if an assumption did not hold: then nothing has changed."""
         if batch.correction != self._correction:
             return None
-        saved = SavedBuffers(self._objective.model)
+        saved = self._objective.saved_state()
         holds, losses, gram, coefficients, mixed_gram, jvps, *gradients = self._run(
             *self._arguments(batch, stream)
         )
@@ -150,8 +150,8 @@ def compiled_step(
     other = Stream(stream.seed, stream.step + 1)
     try:
         graph = CompiledStep(problem, perturb, objective, batch, stream)
-        expected = _outcome(model, lambda: step(problem, batch, other))
-        outcome = _outcome(model, lambda: graph(batch, other))
+        expected = _outcome(objective, lambda: step(problem, batch, other))
+        outcome = _outcome(objective, lambda: graph(batch, other))
     except Exception as error:  # what the compiler can not do; the user's own errors come again
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     else:
@@ -181,12 +181,15 @@ def _tolerance(problem: Problem) -> float:
     return max(1e-3, 0.0 if carried is None else 8 * torch.finfo(carried).eps)
 
 
-def _outcome(model: nn.Module, take: Callable[[], Step | None]) -> list[Tensor]:
+def _outcome(objective: Objective, take: Callable[[], Step | None]) -> list[Tensor]:
     """Losses, gradients and buffers after a step, of which nothing stays."""
-    with preserved(model):
+    model = objective.model
+    with objective.preserved():
         result = take()
         if result is None:
             raise ValueError("an assumption that does not hold")
+        if not set(result.gradients) <= set(model.parameters()):
+            raise ValueError("parameters outside of the model")
         gradients = [result.gradients[p] for p in model.parameters() if p in result.gradients]
         return [result.losses, *gradients, *[buffer.clone() for buffer in model.buffers()]]
 

@@ -14,11 +14,12 @@ from torch.utils import _pytree as pytree
 
 from multitangent.aggregation import Aggregator, Projection
 from multitangent.dual import record_fallbacks
-from multitangent.engine import Engine, micro_batch_size
+from multitangent.engine import Engine, SplitError, Trial, run_few
 from multitangent.gradient._along import Line, line
 from multitangent.gradient._arguments import (
     check_kinds,
     check_options,
+    check_verify,
     perturbation_of,
     refuse_inference_mode,
 )
@@ -27,14 +28,8 @@ from multitangent.gradient._coefficients import Combination
 from multitangent.gradient._compiled import CompiledStep, compiled_step
 from multitangent.gradient._diagnostics import Diagnostics, diagnose
 from multitangent.gradient._step import Problem, Step, step
-from multitangent.objective import (
-    Batch,
-    Objective,
-    SavedBuffers,
-    normalizes_batches,
-    preserved,
-    shapes,
-)
+from multitangent.gradient._verify import verify
+from multitangent.objective import Batch, Objective, shapes
 from multitangent.perturbation import Perturbation
 from multitangent.tangents import Normal, Stream, TangentSource
 
@@ -54,9 +49,11 @@ class GradientEstimator(ABC):
         store_tangents: bool = True,
         tangent_dtype: torch.dtype | None = None,
         compile: bool = False,
+        verify: Literal["first", "always", False] = "first",
     ) -> None:
         check_kinds(tangents, aggregator)
         check_options(model, loss, seed, micro_batch, store_tangents, tangent_dtype, compile)
+        check_verify(verify)
         self.model = model
         self.loss = loss
         self.tangents = Normal(16) if tangents is None else tangents
@@ -67,6 +64,7 @@ class GradientEstimator(ABC):
         self.store_tangents = store_tangents
         self.tangent_dtype = tangent_dtype
         self.compile = compile
+        self.verify = verify
         self.step = 0
         self._source = self.tangents.init()
         self._objective = Objective(model, loss)
@@ -75,8 +73,8 @@ class GradientEstimator(ABC):
         self._bind()  # so that a model that does not fit is an error here, not later
 
     @abstractmethod
-    def _engine(self, micro_batch: int) -> Engine:
-        """How directional derivatives are obtained, so many samples at a time."""
+    def _engine(self, trial: Trial) -> Engine:
+        """How directional derivatives are obtained."""
 
     def __call__(self, inputs: Any, target: Any) -> Tensor:
         """Fill ``.grad`` of every trainable parameter, adding to what is there.
@@ -125,20 +123,24 @@ class GradientEstimator(ABC):
         if self._found_parameters() != self._bound_to:
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
+        trial = self._trial(batch, stream)
         problem = Problem(
             self._bound,
             self._source,
             self.aggregator,
-            self._engine(self._size(batch, stream)),
+            self._engine(trial),
             self.store_tangents,
             self.tangent_dtype,
         )
-        return problem, batch, stream
+        batch = replace(batch, shapes_of_few=trial.shapes)
+        trial = self._verify(problem, batch, stream, trial)
+        return replace(problem, engine=self._engine(trial)), batch, stream
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
         self._bound_to = self._found_parameters()
-        self._sizes: dict[Any, int] = {}
+        self._trials: dict[Any, Trial] = {}
+        self._verified: set[Any] = set()
         self._graphs: dict[Any, CompiledStep | None] = {}
         self._bound = self.perturb.bind(self._objective)
 
@@ -150,16 +152,34 @@ class GradientEstimator(ABC):
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _size(self, batch: Batch, stream: Stream) -> int:
-        """How many samples are pushed at a time."""
-        key = shapes(batch)
-        if key not in self._sizes:
-            self._sizes[key] = (
-                micro_batch_size(self._bound, batch, stream, self._source)
-                if self.micro_batch == "auto"
-                else min(self.micro_batch, batch.size)
-            )
-        return self._sizes[key]
+    def _trial(self, batch: Batch, stream: Stream) -> Trial:
+        """What is known about batches of this kind."""
+        key = self._kind(batch)
+        if key not in self._trials:
+            trial = Trial(batch.size)
+            if self.micro_batch == "auto" or self.verify:
+                trial = run_few(self._bound, self._objective, batch, stream, self._source)
+            if self.micro_batch != "auto":
+                trial = replace(trial, micro_batch=min(self.micro_batch, batch.size))
+            self._trials[key] = trial
+        return self._trials[key]
+
+    def _verify(self, problem: Problem, batch: Batch, stream: Stream, trial: Trial) -> Trial:
+        """Compare with backpropagation, at the first batch of a kind or always."""
+        key = self._kind(batch)
+        if self.verify is False or (self.verify == "first" and key in self._verified):
+            return trial
+        trial = verify(problem, self._objective, self._engine, batch, stream, trial)
+        self._verified.add(key)
+        self._trials[key] = trial
+        return trial
+
+    def _kind(self, batch: Batch) -> Any:
+        """What makes a model treat a batch differently: shapes and types, and its own modes."""
+        device = self._device.type
+        cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        modes = tuple(module.training for module in self.model.modules())
+        return shapes(batch), modes, cast
 
     def _compiled(self, problem: Problem, batch: Batch, stream: Stream) -> Step | None:
         """One step by a compiled graph, if that is wanted and possible."""
@@ -167,7 +187,8 @@ class GradientEstimator(ABC):
             return None
         key = self._signature(batch)
         if key not in self._graphs:
-            at_once = replace(problem, engine=self._engine(batch.size), store_tangents=True)
+            whole = replace(self._trial(batch, stream), micro_batch=batch.size)
+            at_once = replace(problem, engine=self._engine(whole), store_tangents=True)
             self._graphs[key] = compiled_step(at_once, self.perturb, self._objective, batch, stream)
         graph = self._graphs[key]
         if graph is None or self._source.needs(stream.step):
@@ -176,31 +197,36 @@ class GradientEstimator(ABC):
 
     def _signature(self, batch: Batch) -> Any:
         """What a graph is made for."""
-        modes = tuple(module.training for module in self.model.modules())
         parts = self.tangents, self.aggregator, self.perturb, self.tangent_dtype
-        device = self._device.type
-        cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        return shapes(batch), modes, repr(parts), cast
+        return *self._kind(batch), repr(parts)
 
     def _eager(self, problem: Problem, batch: Batch, stream: Stream) -> Step:
-        """One step; where memory runs out, half as many samples are pushed at a time."""
-        saved = SavedBuffers(self.model, lambda module, name: normalizes_batches(module))
+        """One step; where it does not go with so many samples at a time, with others."""
+        try:
+            return self._fitting(problem, batch, stream)
+        finally:
+            self._objective.release()
+
+    def _fitting(self, problem: Problem, batch: Batch, stream: Stream) -> Step:
+        saved = self._objective.saved_state()
         while True:
+            trial = self._trial(batch, stream)
             try:
-                return step(problem, batch, stream)
+                return step(replace(problem, engine=self._engine(trial)), batch, stream)
             except torch.OutOfMemoryError:
-                size = self._size(batch, stream)
-                if size == 1:
+                if trial.micro_batch == 1:
                     raise
+                size, reason = trial.micro_batch // 2, "does not fit the memory of the device"
+            except SplitError as error:
+                if trial.micro_batch == batch.size:
+                    raise
+                size, reason = batch.size, f"splits what belongs together ({error})"
             # Only here, outside of the handler, nothing holds the tensors that did not fit.
             warnings.warn(
-                f"micro_batch={size} does not fit the memory of the device: going on with "
-                f"{size // 2}.",
-                stacklevel=3,
+                f"micro_batch={trial.micro_batch} {reason}: going on with {size}.", stacklevel=3
             )
             saved.restore()
-            self._sizes[shapes(batch)] = size // 2
-            problem = replace(problem, engine=self._engine(size // 2))
+            self._trials[self._kind(batch)] = replace(trial, micro_batch=size)
 
     def along(self, direction: Mapping[str, Tensor], *, curvature: bool = True) -> Line:
         """The loss of the last batch along a direction: its slope and curvature, per sample.
@@ -255,7 +281,7 @@ class GradientEstimator(ABC):
         """
         with record_fallbacks():
             prepared = self.prepare(inputs, target)
-            with preserved(self.model):
+            with self._objective.preserved():
                 result = self._eager(*prepared)
             sites = self._bound.parameters_by_site()
             return assess(self._objective, sites, self.tangents, result, *prepared)
@@ -319,7 +345,7 @@ class GradientEstimator(ABC):
 
     def _options(self) -> str:
         """The rarer arguments, where they are not the default."""
-        shown = {"store_tangents": True, "tangent_dtype": None, "compile": False}
+        shown = {"store_tangents": True, "tangent_dtype": None, "compile": False, "verify": "first"}
         return "".join(
             f", {name}={getattr(self, name)!r}"
             for name, default in shown.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multitangent.engine import Engine, ForwardMode
+from multitangent.engine import Engine, ForwardMode, Trial
 from multitangent.gradient._estimator import GradientEstimator
 
 
@@ -23,10 +23,11 @@ class ForwardGradient(GradientEstimator):
         perturb: ``"activations"``, ``"weights"``, or a configured `Activations` or `Weights`;
             or a perturbation of your own, see `multitangent.perturbation.Perturbation`.
         seed: All random numbers are a function of it and of the count of the steps.
-        micro_batch: How many samples are pushed at a time. The result does not depend on it, unless
-            the model draws random numbers other than dropout's. The size of the batch is the first
-            axis of the first input; all tensors among inputs and target with a first axis of that
-            size are split. ``"auto"`` tries the model on two samples once for every shape of batch.
+        micro_batch: How many samples are pushed at a time. The result does not depend on it: where
+            the parts of a batch give other losses than the whole, there is a warning, and the batch
+            is not split. The size of the batch is the first axis of the first input; all tensors
+            among inputs and target with a first axis of that size are split. ``"auto"`` finds a
+            size by a run of two samples, once for every kind of batch.
         store_tangents: Whether tangents are kept, or drawn again wherever they are needed: less
             memory, above all for ``"weights"``, for more random numbers.
         tangent_dtype: The type in which tangents are carried, such as ``torch.bfloat16``, by
@@ -35,6 +36,9 @@ class ForwardGradient(GradientEstimator):
             choice of the arguments above. What the model keeps in other attributes than parameters
             and buffers is compiled in. Where the compiled step differs from the plain one, or can
             not be made, there is a warning, and the plain one goes on.
+        verify: ``"first"`` compares a few samples' derivatives with those of backpropagation at the
+            first step of every kind of batch (its shapes and types, the modes of the modules),
+            ``"always"`` at every step, ``False`` never. What differs is a `VerificationError`.
 
     Raises:
         ValueError: If an argument is out of range, or the model does not fit the perturbation.
@@ -59,5 +63,5 @@ class ForwardGradient(GradientEstimator):
         True
     """
 
-    def _engine(self, micro_batch: int) -> Engine:
-        return ForwardMode(micro_batch)
+    def _engine(self, trial: Trial) -> Engine:
+        return ForwardMode(trial.micro_batch, trial.is_plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from multitangent.engine import Backpropagation, Engine
+from multitangent.engine import Backpropagation, Engine, Trial
 from multitangent.gradient._estimator import GradientEstimator
 
 _STATISTICS = ("frozen", "coupled")
@@ -47,7 +47,7 @@ class SimulatedGradient(GradientEstimator):
         self.statistics = statistics
         super().__init__(*args, **kwargs)
 
-    def _engine(self, micro_batch: int) -> Engine:
+    def _engine(self, trial: Trial) -> Engine:
         return Backpropagation(self.statistics)
 
     def _options(self) -> str:

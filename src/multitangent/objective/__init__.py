@@ -5,21 +5,24 @@ from multitangent.objective._batch_mode import BatchMode
 from multitangent.objective._batch_norm import Statistics, normalizes_batches
 from multitangent.objective._objective import Evaluation, Objective
 from multitangent.objective._per_sample_loss import PerSampleLoss
-from multitangent.objective._preserved import SavedBuffers, preserved
+from multitangent.objective._randomness import RANDOM
 from multitangent.objective._record import BatchRecord
+from multitangent.objective._state import Change, SavedState, kept_parameters
 
 __all__ = [
+    "RANDOM",
     "Batch",
     "BatchMode",
     "BatchRecord",
+    "Change",
     "Evaluation",
     "Objective",
     "PerSampleLoss",
-    "SavedBuffers",
+    "SavedState",
     "Statistics",
     "arguments",
+    "kept_parameters",
     "normalizes_batches",
-    "preserved",
     "shapes",
     "whole_batch",
 ]

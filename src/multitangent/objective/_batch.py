@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -20,6 +21,7 @@ class Batch:
         rows: Which samples of the batch these are.
         batch_size: The number of samples of the whole batch.
         correction: What the losses are multiplied by, for the sake of a weighted mean.
+        shapes_of_few: The shapes of perturbed values, by name, of a run of fewer samples.
     """
 
     inputs: Any
@@ -27,6 +29,7 @@ class Batch:
     rows: slice
     batch_size: int
     correction: float = 1.0
+    shapes_of_few: Mapping[str, torch.Size] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -43,6 +46,46 @@ class Batch:
             return
         for start in range(0, self.size, size):
             yield self.take(slice(start, min(start + size, self.size)))
+
+    def pick(self, samples: Sequence[int]) -> Batch:
+        """Some samples, as a batch of its own in memory of its own."""
+
+        def pick(value: Any) -> Any:
+            per_sample = isinstance(value, Tensor) and value.shape[:1] == (self.size,)
+            return value[list(samples)] if per_sample else value
+
+        return replace(
+            self,
+            inputs=pytree.tree_map(pick, self.inputs),
+            target=pytree.tree_map(pick, self.target),
+            rows=slice(0, len(samples)),
+            batch_size=len(samples),
+        ).copied()
+
+    def copied(self) -> Batch:
+        """The same samples in memory of their own, such that writes into them can be noticed."""
+
+        def copy(value: Any) -> Any:
+            return value.clone() if isinstance(value, Tensor) else value
+
+        return replace(
+            self,
+            inputs=pytree.tree_map(copy, self.inputs),
+            target=pytree.tree_map(copy, self.target),
+            rows=slice(0, self.size),
+            batch_size=self.size,
+        )
+
+    @property
+    def is_written(self) -> bool:
+        """Whether someone wrote into tensors that `copied` made."""
+        return any(version > 0 for version in self.versions)
+
+    @property
+    def versions(self) -> list[int]:
+        """How often someone has written into the tensors."""
+        leaves = pytree.tree_leaves((self.inputs, self.target))
+        return [leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
 
     def take(self, rows: slice) -> Batch:
         """The samples `rows`, which count from the first of this part."""

@@ -9,25 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from multitangent.dual import (
     COMPOSITES,
     FASTER,
+    DualTensor,
     attention_with_dropout,
     constant,
+    find_duals,
     function_name,
-    is_query,
     result_of,
 )
 from multitangent.objective._batch_norm import Normalization, Statistics
 from multitangent.objective._dropout import DROPOUTS, Dropout
+from multitangent.objective._randomness import RANDOM, Randomness
 from multitangent.objective._record import EXPENSIVE, BatchRecord, PrimalCache
 
 
 class BatchMode(TorchFunctionMode):
     """Inside this block a part of a batch is treated as the whole batch would be.
 
-    Neither the masks of dropout nor the statistics of batch normalisation depend on the split into
+    Neither random numbers nor the statistics of batch normalisation depend on the split into
     micro-batches, nor on whether a module runs a second time; and what the run of the whole batch
     has computed is not computed again.
 
@@ -42,7 +45,7 @@ class BatchMode(TorchFunctionMode):
 
     Attributes:
         dropout: What draws the masks.
-        refuse_parameters: Whether trainable parameters would be used where their gradient is lost.
+        stand_ins: What takes the place of parameters, by their `id`, wherever they are used.
         records_graph: Whether autograd records what is computed. Gradients are enabled all the
             while, so that a model that switches them off is noticed.
     """
@@ -58,14 +61,15 @@ class BatchMode(TorchFunctionMode):
         records_graph: bool = False,
     ) -> None:
         super().__init__()
-        self.refuse_parameters = False
+        self.stand_ins: Mapping[int, Tensor] = {}
         self.records_graph = records_graph
         self.dropout = Dropout(generator, rows, batch_size, record, statistics == "update")
-        is_whole = rows.stop - rows.start == batch_size
-        self._normalization = Normalization(statistics, record, is_whole=is_whole)
+        self._randomness = Randomness(rows, batch_size, record, statistics == "update")
+        self._normalization = Normalization(statistics, record)
         self._records = statistics == "update"
         self._cache = None if record is None else record.primals
         self._is_off = False  # whether the model has switched gradients off
+        self._level = torch._C._functorch.maybe_current_level()
         self._rows = rows
         self._batch_size = batch_size
         self._expensive_calls = 0
@@ -82,8 +86,12 @@ class BatchMode(TorchFunctionMode):
         kwargs = {} if kwargs is None else kwargs
         if not torch.is_grad_enabled():
             return self._constant(func, args, kwargs)
-        if self.refuse_parameters:
-            _refuse_parameters(func, args)
+        if DualTensor in types and torch._C._functorch.maybe_current_level() != self._level:
+            raise NotImplementedError(_NESTED.format("torch.func"))
+        if func in _DIFFERENTIATING:
+            return self._differentiate(func, args, kwargs)
+        if self.stand_ins and (_holds_parameter(args) or kwargs):
+            args, kwargs = pytree.tree_map(self._stand_in, (args, dict(kwargs)))
         if func in COMPOSITES:
             with self:
                 return COMPOSITES[func](*args, **kwargs)
@@ -94,6 +102,20 @@ class BatchMode(TorchFunctionMode):
             return self._result(func, types, args, kwargs)
         finally:
             torch._C._set_grad_enabled(True)
+
+    def _stand_in(self, value: Any) -> Any:
+        return self.stand_ins.get(id(value), value) if isinstance(value, nn.Parameter) else value
+
+    def _differentiate(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """What a model differentiates by itself, where that has nothing to do with tangents."""
+        if next(find_duals((args, dict(kwargs))), None) is not None:
+            raise NotImplementedError(_NESTED.format(f"{function_name(func)}"))
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            raise NotImplementedError(_NESTED.format(f"{function_name(func)}")) from error
 
     def _constant(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -169,20 +191,25 @@ class BatchMode(TorchFunctionMode):
         return result_of(func, output, args, dict(kwargs)) if types else output
 
 
+# Differentiation inside of a model, as for the residual of a differential equation.
+_DIFFERENTIATING = frozenset({torch.autograd.grad, torch.autograd.backward, Tensor.backward})
+_NESTED = (
+    "A model should not differentiate its own trained layers while it runs: tangents would not "
+    "know of it. Found a call of {} that reaches them. Try finite differences or a formula in its "
+    "place, or `torch.no_grad()` around it if it is meant as a constant."
+)
+
 _SPECIAL: dict[Callable[..., Any], Callable[[BatchMode], Callable[..., Any]]] = {
     **dict.fromkeys(DROPOUTS, lambda mode: mode.dropout),
+    **dict.fromkeys(RANDOM, lambda mode: mode._randomness),
     F.batch_norm: lambda mode: mode._normalization.batch_norm,
     F.instance_norm: lambda mode: mode._normalization.instance_norm,
     F.scaled_dot_product_attention: lambda mode: mode._attention,
 }
 
 
-def _refuse_parameters(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    for value in args:
-        if isinstance(value, nn.Parameter) and value.requires_grad and not is_query(func):
-            raise RuntimeError(
-                "Trainable parameters should be used inside the site that they belong to: no "
-                f"gradient reaches them elsewhere. Found one of shape {list(value.shape)} in "
-                f"{function_name(func)} between sites. Try `Activations(sites=[...])` with a "
-                "module around that use, or `perturb='weights'`."
-            )
+def _holds_parameter(args: tuple[Any, ...]) -> bool:
+    return any(
+        type(arg) is nn.Parameter or (type(arg) in (list, tuple) and _holds_parameter(arg))
+        for arg in args
+    )

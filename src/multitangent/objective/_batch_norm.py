@@ -22,15 +22,11 @@ class Normalization:
             ``"frozen"``: takes mean and variance from `record`, as constants. ``"coupled"``: as
             ever, tangents included, but leaves the running averages alone.
         record: Filled by ``"update"`` and used by ``"frozen"``; ``None`` records nothing.
-        is_whole: Whether all samples of the batch are at hand.
     """
 
-    def __init__(
-        self, statistics: Statistics, record: BatchRecord | None, *, is_whole: bool
-    ) -> None:
+    def __init__(self, statistics: Statistics, record: BatchRecord | None) -> None:
         self._statistics = statistics
         self._record = record
-        self._is_whole = is_whole
         self._calls = 0
 
     def batch_norm(
@@ -55,16 +51,11 @@ class Normalization:
             return func(input, None, None, *rest)
         if self._statistics == "frozen":
             assert self._record is not None
+            if self._calls == len(self._record.statistics):
+                raise RuntimeError("a part of the batch normalises more often than the whole")
             mean, var = self._record.statistics[self._calls]
             self._calls += 1
             return func(input, mean, var, weight, bias, False, momentum, eps)
-        if not self._is_whole:
-            raise NotImplementedError(
-                "Batch normalisation in training mode should be a module, such as nn.BatchNorm2d, "
-                "where weights are perturbed in micro-batches: it needs the statistics of the "
-                "whole batch. Found a call of batch_norm elsewhere. Try `micro_batch` as large as "
-                "the batch."
-            )
         if self._record is None or input.numel() == input.shape[1]:  # of which PyTorch complains
             return func(input, running_mean, running_var, *rest)
         out, mean, spread = torch.native_batch_norm(  # which tells its statistics
@@ -100,11 +91,6 @@ def _normalized(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: 
     channels = [-1, *[1] * (input.ndim - 2)]
     scaled = standard if weight is None else standard * weight.reshape(channels)
     return scaled if bias is None else scaled + bias.reshape(channels)
-
-
-def counts_batches(module: nn.Module, buffer: str) -> bool:
-    """Whether a buffer counts the batches that a module normalises by."""
-    return module.training and buffer == "num_batches_tracked"
 
 
 def normalizes_batches(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.objective._record import BatchRecord
+from multitangent.objective._record import BatchRecord, sample_axis
 
 # The axes, after the first, that share a mask.
 _SHARED_AXES: dict[Callable[..., Any], int] = {
@@ -65,30 +65,36 @@ class Dropout:
         shape, shared = list(input.shape), _SHARED_AXES[func]
         if shared:
             shape[-shared:] = [1] * shared
-        size = self._rows.stop - self._rows.start
-        axis = self._batch_axis(input, size)
-        if axis is None:
-            noise = self._noise(shape, input)
-        else:  # a sample may have several rows, such as one for each head of attention
-            count = shape[axis] // size
-            shape[axis] = count * self._batch_size
-            noise = self._noise(shape, input)
-            noise = noise.narrow(axis, count * self._rows.start, count * size)
-        mask = (noise >= p).to(input.dtype) * (1 / (1 - p) if p < 1 else 0.0)
+        mask = (self._noise(shape, input) >= p).to(input.dtype) * (1 / (1 - p) if p < 1 else 0.0)
         return input.mul_(mask) if inplace else input * mask
 
-    def _batch_axis(self, input: Tensor, size: int) -> int | None:
-        """The axis of the samples: that of the whole batch, else the first that it can be."""
-        axes = self._record.batch_axes if self._record is not None else []
-        if not self._is_whole and self.calls < len(axes):
-            return axes[self.calls]
-        fitting = (axis for axis, length in enumerate(input.shape) if length % size == 0)
-        axis = next(fitting, None)
-        if self._is_whole and self._record is not None:
-            axes.append(axis)
-        return axis
-
     def _noise(self, shape: list[int], like: Tensor) -> Tensor:
-        generator = self._generator(self.calls, like.device)
-        self.calls += 1
-        return torch.rand(shape, generator=generator, device=like.device)
+        """Uniform numbers of a shape: those of the samples at hand."""
+        call, self.calls = self.calls, self.calls + 1
+        whole, place = self._place(call, shape)
+        noise = torch.rand(whole, generator=self._generator(call, like.device), device=like.device)
+        if place is None:
+            return noise
+        axis, count = place
+        return noise.narrow(axis, count * self._rows.start, shape[axis])
+
+    def _place(self, call: int, shape: list[int]) -> tuple[list[int], tuple[int, int] | None]:
+        """The shape of a mask of the whole batch, and where the samples at hand are in it."""
+        if self._record is None:
+            return self._guess(shape)
+        masks = self._record.masks
+        if self._is_whole:
+            masks.append(shape)
+        elif call < len(masks):
+            place = sample_axis(masks[call], shape, self._rows, self._batch_size)
+            return (shape if place is None else masks[call]), place
+        return shape, None
+
+    def _guess(self, shape: list[int]) -> tuple[list[int], tuple[int, int] | None]:
+        """The shape for the whole batch, if the first axis that can be that of samples is so."""
+        size = self._rows.stop - self._rows.start
+        for axis, length in enumerate(shape):
+            if length % size == 0:
+                count = length // size
+                return [*shape[:axis], count * self._batch_size, *shape[axis + 1 :]], (axis, count)
+        return shape, None

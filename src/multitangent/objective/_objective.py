@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from multitangent.dual import custom_functions, primal
+from multitangent.dual import custom_functions, primal, sweep
 from multitangent.objective._batch import Batch, arguments, whole_batch
 from multitangent.objective._batch_mode import BatchMode
-from multitangent.objective._batch_norm import Statistics, counts_batches
+from multitangent.objective._batch_norm import Statistics
 from multitangent.objective._per_sample_loss import PerSampleLoss
-from multitangent.objective._preserved import preserved
 from multitangent.objective._record import BatchRecord
 from multitangent.objective._replaced import replaced
+from multitangent.objective._state import SavedState, dual_names, release
 from multitangent.tangents import Stream
 
 
@@ -46,6 +46,8 @@ class Objective:
     def __init__(self, model: nn.Module, loss: Any) -> None:
         self.model = model
         self.loss = PerSampleLoss(loss)
+        self._loss_modules = [loss] if isinstance(loss, nn.Module) else []
+        self._modules = [model, *self._loss_modules]
 
     def batch(self, inputs: Any, target: Any) -> Batch:
         """A whole batch.
@@ -96,9 +98,12 @@ class Objective:
                 f"{type(value).__name__}. Try a module around the model that returns the tensor "
                 "the loss is computed from."
             )
+        saved = SavedState(self._loss_modules)
         with torch.enable_grad(), self.mode(batch, stream, "coupled"):
             leaf = value.detach().requires_grad_()
-            return torch.autograd.grad(self.losses(leaf, batch).sum(), leaf)[0]
+            gradient = torch.autograd.grad(self.losses(leaf, batch).sum(), leaf)[0]
+        saved.restore()
+        return gradient
 
     @contextmanager
     def mode(
@@ -133,18 +138,35 @@ class Objective:
         )
         device = _device_of(part)
         random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with random, custom_functions(), torch.enable_grad(), mode:
+        with random, custom_functions(), sweep(), torch.enable_grad(), mode:
             # Other random functions repeat themselves too, for the same split of the batch.
             key = stream.fold_in("other", part.rows.start)
             torch.set_rng_state(stream.generator(torch.device("cpu"), key).get_state())
             if device.type == "cuda":
                 torch.cuda.set_rng_state(stream.generator(device, key).get_state(), device)
             mode.dropout.calls = dropout_calls
-            if statistics == "update":
-                yield mode
-            else:  # the same batch once more, which is not to be counted again
-                with preserved(self.model, counts_batches):
-                    yield mode
+            yield mode
+
+    def release(self) -> None:
+        """Let modules keep plain tensors where they have kept dual ones of a step."""
+        release(self._modules)
+
+    def dual_names(self) -> list[str]:
+        """The names of dual tensors that modules keep."""
+        return dual_names(self._modules)
+
+    def saved_state(self) -> SavedState:
+        """What the modules of model and loss keep now."""
+        return SavedState(self._modules)
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Leave what modules keep as it is now, whatever happens in a ``with`` block."""
+        saved = self.saved_state()
+        try:
+            yield
+        finally:
+            saved.restore()
 
 
 def _device_of(part: Batch) -> torch.device:

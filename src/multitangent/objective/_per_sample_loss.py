@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -32,8 +31,6 @@ class PerSampleLoss:
             self.reduction = "sum" if stated == "sum" else "mean"
             self._sums_elements = stated in ("sum", "batchmean")
             self._is_weighted = stated == "mean"
-            self._function = copy.copy(loss)
-            self._function.reduction = "none"  # type: ignore[attr-defined]
 
     def scale(self, batch_size: int) -> float:
         """What the sum over the samples is multiplied by to give the loss of the batch."""
@@ -64,7 +61,7 @@ class PerSampleLoss:
 
     def __call__(self, output: Any, target: Any, correction: float = 1.0) -> Tensor:
         """The losses ``[b]`` of b samples."""
-        losses = self._function(output, target)
+        losses = self._unreduced(output, target)
         if not self._module or not isinstance(losses, Tensor) or losses.ndim == 0:
             _check_per_sample(losses)
             return losses
@@ -75,6 +72,23 @@ class PerSampleLoss:
             )
             losses = losses.sum(rest) if elements else losses.mean(rest)
         return losses if correction == 1.0 else losses * correction
+
+    def stated(self, output: Any, target: Any) -> Tensor | None:
+        """The loss of the batch as a loss module itself reduces it, ``None`` if it does not."""
+        if not self._module or self._function.reduction == "none":  # type: ignore[attr-defined]
+            return None
+        value = self._function(output, target)
+        return value.detach() if isinstance(value, Tensor) and value.ndim == 0 else None
+
+    def _unreduced(self, output: Any, target: Any) -> Any:
+        if not self._module:
+            return self._function(output, target)
+        module: Any = self._function
+        stated, module.reduction = module.reduction, "none"
+        try:
+            return module(output, target)
+        finally:
+            module.reduction = stated
 
 
 def _check_per_sample(losses: Any) -> None:

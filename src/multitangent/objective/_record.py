@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,17 +68,45 @@ class BatchRecord:
 
     Attributes:
         statistics: Mean and variance of every batch normalisation.
-        batch_axes: The axis of the batch of every dropout's input, ``None`` if it has none.
+        random: The results of random functions.
+        masks: The shapes of the masks of dropout.
         primals: What expensive functions returned.
     """
 
     def __init__(self, *, reuse: bool) -> None:
         self.statistics: list[tuple[Tensor, Tensor]] = []
-        self.batch_axes: list[int | None] = []
+        self.random: list[Tensor] = []
+        self.masks: list[list[int]] = []
         self.primals = PrimalCache() if reuse else None
 
     def to_differentiate(self) -> BatchRecord:
         """The same for a run that is differentiated: every primal is computed."""
         other = BatchRecord(reuse=False)
-        other.statistics, other.batch_axes = self.statistics, self.batch_axes
+        other.statistics, other.random, other.masks = self.statistics, self.random, self.masks
         return other
+
+
+def sample_axis(
+    whole: Sequence[int], part: Sequence[int], rows: slice, batch_size: int
+) -> tuple[int, int] | None:
+    """The axis of the samples in a value of the whole batch, and how many entries a sample has.
+
+    It is the axis whose size depends on how many samples there are.
+
+    Args:
+        whole: The value's shape for the whole batch.
+        part: Its shape for the samples `rows`.
+        rows: Which samples these are.
+        batch_size: The number of samples of the whole batch.
+    """
+    size = rows.stop - rows.start
+    if len(whole) != len(part):
+        return None
+    differing = [
+        axis for axis, lengths in enumerate(zip(whole, part, strict=True)) if len(set(lengths)) > 1
+    ]
+    if len(differing) != 1:
+        return None
+    axis = differing[0]
+    count, rest = divmod(part[axis], size)
+    return (axis, count) if rest == 0 and whole[axis] == count * batch_size else None

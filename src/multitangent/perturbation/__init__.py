@@ -9,6 +9,7 @@ from multitangent.perturbation._perturbation import (
     Run,
     no_injection,
 )
+from multitangent.perturbation._pullback import leaves, without_hooks
 from multitangent.perturbation._sites import Site, find_sites
 from multitangent.perturbation._weights import Weights
 
@@ -22,5 +23,7 @@ __all__ = [
     "Site",
     "Weights",
     "find_sites",
+    "leaves",
     "no_injection",
+    "without_hooks",
 ]

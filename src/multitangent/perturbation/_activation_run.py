@@ -14,12 +14,13 @@ from multitangent.objective import (
     Batch,
     BatchMode,
     BatchRecord,
+    Change,
     Evaluation,
     Objective,
     Statistics,
 )
 from multitangent.perturbation._hooks import Injector, Visitor, observed
-from multitangent.perturbation._perturbation import Inject, no_injection
+from multitangent.perturbation._perturbation import Inject, again, no_injection, reading
 from multitangent.perturbation._pullback import LocalPullback
 from multitangent.perturbation._sites import Site
 from multitangent.tangents import Needs, Stream, Tangents
@@ -76,24 +77,36 @@ class ActivationRun:
         self._pullback = LocalPullback(sites, recompute=recompute)
         self._last: _Injection | None = None
         self._output_gradient: Tensor | None = None
+        self._change: Change | None = None  # by the run of the whole batch
+        self.starts_after = False
 
     def record(self, inject: Inject) -> Evaluation:
         return self._recorded(inject, record=None)
 
     def prepare(self, *, certainly: bool = False) -> Tensor:
-        return self._recorded(no_injection, record=self._record).losses
+        with reading(self.batch):
+            return self._recorded(no_injection, record=self._record).losses
 
     def _recorded(self, inject: Inject, record: BatchRecord | None) -> Evaluation:
         """Run the whole batch, drawing tangents and recording the layer at every site."""
         objective, batch = self._objective, self.batch
+        again = record is not None or self._pullback.recompute
+        before = objective.saved_state() if again else None
         with torch.no_grad(), objective.mode(batch, self._stream, "update", record=record) as mode:
-            mode.refuse_parameters = True
+            mode.records_graph = True
             with observed(self._sites, _Recorder(self, mode, self._pullback, inject)):
                 output = objective.output(batch)
-            mode.refuse_parameters = False  # a loss may have parameters of its own
             if self._exact_output:
                 output = self._without_last_injection(output)
             losses = objective.losses(output, batch)
+        if not self.tangents.blocks:
+            raise ValueError(
+                "`sites` should have outputs that depend on the samples. Found none. Try "
+                "`perturb='weights'`."
+            )
+        self._pullback.end(primal(losses))
+        self._change = None if before is None else Change(before)
+        losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
         if self._exact_output or self.tangents.needs & Needs.OUTPUT:
             self._output_gradient = objective.output_gradient(output, batch, self._stream)
         if self.tangents.needs & Needs.OUTPUT:
@@ -106,7 +119,10 @@ class ActivationRun:
     ) -> Evaluation:
         record = self._record if reuse else self._record.to_differentiate()
         injector = Injector(lambda value, name: inject(value, name, part.rows))
-        with self._objective.mode(part, self._stream, statistics, record=record):
+        with (
+            again(self._change, self.starts_after),
+            self._objective.mode(part, self._stream, statistics, record=record),
+        ):
             with observed(self._sites, injector):
                 output = self._objective.output(part)
             return Evaluation(self._objective.losses(output, part), output)
@@ -117,13 +133,14 @@ class ActivationRun:
             assert self._last is not None
             assert self._output_gradient is not None
             of_outputs[self._last.name] = self._output_gradient
-        return self._pullback(
-            of_outputs,
-            self.scale,
-            lambda calls: self._objective.mode(
-                self.batch, self._stream, "coupled", dropout_calls=calls
-            ),
-        )
+        with again(self._change, False):
+            return self._pullback(
+                of_outputs,
+                self.scale,
+                lambda calls: self._objective.mode(
+                    self.batch, self._stream, "coupled", dropout_calls=calls
+                ),
+            )
 
     def _without_last_injection(self, output: Any) -> Any:
         """The model's output as it was before the last site's tangents were added."""
@@ -137,6 +154,18 @@ class ActivationRun:
         del self.tangents.blocks[last.name]
         return last.before
 
+    def is_perturbed(self, name: str, value: Tensor) -> bool:
+        """Whether an output of a site is perturbed, or stays in the graph of the next layer.
+
+        One whose size does not depend on the number of samples, such as the embedding of
+        positions, is not a value of each sample, even if its first axis has the batch's size.
+        """
+        if self._pullback.recompute:
+            return True
+        if self.batch.size == 1:
+            return value.shape[:1] == (1,)
+        return value.shape != self.batch.shapes_of_few.get(name)
+
     def replaced(self, name: str, value: Tensor, inject: Inject) -> Tensor:
         """What takes the place of one output of a site, once its tangents were added."""
         detached = value.detached() if isinstance(value, DualTensor) else value.detach()
@@ -147,7 +176,9 @@ class ActivationRun:
 
     def _add_block(self, name: str, value: Tensor) -> None:
         size = self.batch.size
-        if value.ndim == 0 or value.shape[0] != size:
+        of_few = self.batch.shapes_of_few.get(name)  # of fewer samples, if there are several
+        is_other = of_few is not None and size > 1 and of_few[:1] == value.shape[:1]
+        if value.ndim == 0 or value.shape[0] != size or is_other:
             raise ValueError(
                 f"`sites` should have outputs whose first axis is the batch, here {size}. "
                 f"Found shape {list(value.shape)} at {name!r}. Try `Activations(sites=[...])` with "
@@ -177,17 +208,17 @@ class _Recorder(Visitor):
 
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().enter(site, args, kwargs)
-        self._mode.refuse_parameters = False
         self._mode.records_graph = not self._pullback.recompute
         self._pullback.enter(site, args, kwargs, self._mode.dropout.calls)
 
     def leave(self, site: Site, output: Any) -> Any:
         if not self._ends(site):
             return output
-        self._mode.refuse_parameters = True
-        self._mode.records_graph = False
+        self._mode.records_graph = True
 
         def replace(value: Tensor, name: str) -> Tensor:
+            if not self._run.is_perturbed(name, primal(value)):
+                return value
             self._pullback.leave(name, primal(value))
             return self._run.replaced(name, value, self._inject)
 

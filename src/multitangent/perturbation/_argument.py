@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multitangent.dual import ObeyedGradMode, custom_functions
+from multitangent.dual import ObeyedGradMode, custom_functions, sweep
 from multitangent.objective import Batch, Evaluation, Statistics
 from multitangent.perturbation._perturbation import Inject
 from multitangent.tangents import Stream, Tangents
@@ -41,6 +41,7 @@ class _ArgumentRun:
 
     per_sample = True
     scale = 1.0
+    starts_after = False
 
     def __init__(self, function: Callable[[Tensor], Tensor], batch: Batch) -> None:
         self.batch = batch
@@ -55,8 +56,8 @@ class _ArgumentRun:
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
     ) -> Evaluation:
-        x = inject(part.inputs, NAME, slice(None))
-        with custom_functions(), torch.enable_grad(), ObeyedGradMode():
+        with custom_functions(), sweep(), torch.enable_grad(), ObeyedGradMode():
+            x = inject(part.inputs, NAME, slice(None))
             values = self._function(x)
         return Evaluation(values, values)
 

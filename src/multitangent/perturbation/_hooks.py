@@ -61,8 +61,15 @@ def observed(sites: Sequence[Site], visitor: Visitor) -> Iterator[None]:
 
     A site that runs while the model has switched gradients off is none: no gradient leads there.
     """
+    level = torch._C._functorch.maybe_current_level()
 
     def enter(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch._C._functorch.maybe_current_level() != level:
+            raise NotImplementedError(
+                "`sites` should run outside of torch.func, whose transforms do not know tangents. "
+                f"Found {site.name!r} inside of one. Try `perturb='weights'`, or a formula in its "
+                "place."
+            )
         if torch.is_grad_enabled():
             visitor.enter(site, args, kwargs)
 

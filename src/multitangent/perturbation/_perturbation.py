@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from multitangent.objective import Batch, Evaluation, Objective, Statistics
+from multitangent.objective import Batch, Change, Evaluation, Objective, Statistics
 from multitangent.tangents import Stream, Tangents
 
 # What takes the place of a perturbed value, from that value, its name, and which samples of the
@@ -23,11 +24,14 @@ class Run(Protocol):
         per_sample: Whether perturbed values, and so directional derivatives, are of one sample
             each; otherwise of the batch.
         scale: The weight of one sample's loss in the loss of the batch.
+        starts_after: Whether what modules keep is, at the start of `evaluate`, as `prepare` left
+            it; by default as `prepare` found it.
     """
 
     batch: Batch
     per_sample: bool
     scale: float
+    starts_after: bool
 
     def record(self, inject: Inject) -> Evaluation:
         """Run the whole batch with something in place of every perturbed value.
@@ -89,6 +93,31 @@ class Perturbation(Protocol):
 
     def bind(self, objective: Objective) -> BoundPerturbation:
         """Check the model; returns what makes the runs."""
+
+
+def again(change: Change | None, starts_after: bool) -> AbstractContextManager[None]:
+    """In this block modules run once more, and what they keep stays as it is.
+
+    Args:
+        change: By the run of the whole batch; ``None`` if there is nothing to put back.
+        starts_after: Whether they begin with the state after that run, not that before.
+    """
+    if change is None or not change:
+        return nullcontext()
+    return change.kept() if starts_after else change.undone()
+
+
+@contextmanager
+def reading(batch: Batch) -> Iterator[None]:
+    """A block in which the model must not write into its input, since the parts need it too."""
+    versions = batch.versions
+    yield
+    if batch.versions != versions:
+        raise RuntimeError(
+            "`model` should leave its input as it is where the batch is split into parts, which "
+            "run again. Found an input that was changed in place. Try `x = x.clone()` at the "
+            "start of the model, or `micro_batch` as large as the batch."
+        )
 
 
 def no_injection(value: Tensor, name: str, samples: slice) -> Tensor:

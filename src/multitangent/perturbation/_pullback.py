@@ -30,8 +30,10 @@ class _Visit:
 class LocalPullback:
     """Records every layer as it runs, and later turns output gradients into parameter gradients.
 
-    No graph is longer than a layer: its input is detached. With ``recompute`` not even that one is
-    kept; the layer runs again.
+    The output of every layer is detached, so that no graph is longer than a layer and what leads
+    to it from the layer before, where parameters may be used too. What follows the last layer,
+    such as a loss with parameters, is a layer whose output are the losses. With ``recompute`` the
+    graphs of layers are not kept; the layers run again.
     """
 
     def __init__(self, sites: Sequence[Site], *, recompute: bool) -> None:
@@ -39,6 +41,7 @@ class LocalPullback:
         self._parameters = list(owned.values())
         self.recompute = recompute
         self._visits: list[_Visit] = []
+        self._losses: Tensor | None = None
 
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], calls: int) -> None:
         """A layer begins."""
@@ -53,6 +56,13 @@ class LocalPullback:
         """One output of the layer, with the name of its block of tangents."""
         self._visits[-1].outputs[name] = output
 
+    def end(self, losses: Tensor) -> None:
+        """The losses of the samples, at the end."""
+        if losses.requires_grad:
+            self._losses = losses
+            found = {id(p): p for p in [*self._parameters, *leaves(losses)]}
+            self._parameters = list(found.values())
+
     def __call__(
         self,
         gradients: dict[str, Tensor],
@@ -66,14 +76,16 @@ class LocalPullback:
             scale: The weight of one sample's loss in the loss of the batch.
             surroundings: Makes the context in which a layer runs again.
         """
+        ends = {} if self._losses is None else {"": self._losses}
+        gradients = gradients | {name: torch.ones_like(losses) for name, losses in ends.items()}
         if not self.recompute:
             outputs = {name: out for visit in self._visits for name, out in visit.outputs.items()}
-            return _pulled_back(outputs, self._parameters, gradients, scale)
-        total: dict[nn.Parameter, Tensor] = {}
+            return _pulled_back(outputs | ends, self._parameters, gradients, scale)
+        total = _pulled_back(ends, self._parameters, gradients, scale, keep=True) if ends else {}
         for visit in self._visits:
             with torch.enable_grad(), surroundings(visit.calls):
                 outputs = _run_again(visit)
-            part = _pulled_back(outputs, self._parameters, gradients, scale)
+            part = _pulled_back(outputs, self._parameters, gradients, scale, keep=True)
             for parameter, gradient in part.items():
                 subtotal = total.get(parameter)
                 total[parameter] = gradient if subtotal is None else subtotal.add_(gradient)
@@ -85,14 +97,17 @@ def _pulled_back(
     parameters: list[nn.Parameter],
     gradients: dict[str, Tensor],
     scale: float,
+    *,
+    keep: bool = False,
 ) -> dict[nn.Parameter, Tensor]:
     names = [name for name, output in outputs.items() if output.requires_grad]
-    with _without_hooks(parameters):
+    with without_hooks(parameters):
         derivatives = torch.autograd.grad(
             [outputs[name] for name in names],
             parameters,
             [gradients[name] * scale for name in names],
             allow_unused=True,
+            retain_graph=keep,
         )
     result = {}
     memory = set()  # autograd may hand out one tensor for several parameters, or an expanded one
@@ -107,7 +122,7 @@ def _pulled_back(
 
 
 @contextmanager
-def _without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
+def without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
     """The hooks of parameters are for whole gradients: whoever accumulates those calls them."""
     hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
     try:
@@ -133,6 +148,20 @@ def _run_again(visit: _Visit) -> dict[str, Tensor]:
         output = module(output)
     tensors = [t for t in _tensors(output) if t.is_floating_point()]
     return dict(zip(visit.outputs, tensors, strict=True))
+
+
+def leaves(value: Tensor) -> Iterator[Any]:
+    """The tensors at the ends of a value's graph: parameters as a rule."""
+    remaining: list[Any] = [value.grad_fn]
+    seen: set[Any] = set()
+    while remaining:
+        node = remaining.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            yield leaf
+        remaining += [following for following, _ in node.next_functions]
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from multitangent.dual import DualTensor, primal
 from multitangent.objective import (
     Batch,
+    BatchMode,
     BatchRecord,
+    Change,
     Evaluation,
     Objective,
     Statistics,
-    normalizes_batches,
 )
-from multitangent.perturbation._perturbation import BoundPerturbation, Inject, no_injection
+from multitangent.perturbation._perturbation import (
+    BoundPerturbation,
+    Inject,
+    again,
+    no_injection,
+    reading,
+)
+from multitangent.perturbation._pullback import leaves
 from multitangent.tangents import Stream, Tangents
 
 
@@ -74,7 +85,10 @@ class _WeightRun:
         self._objective = objective
         self._stream = stream
         self._parameters = parameters
+        self.starts_after = False
         self._record: BatchRecord | None = None
+        self._change: Change | None = None  # by the run of the whole batch
+        self._of_losses: dict[int, dict[nn.Parameter, Tensor]] = {}  # by a part's first sample
         for name, parameter in parameters.items():
             tangents.add(name, parameter.detach())
 
@@ -83,31 +97,63 @@ class _WeightRun:
 
     @torch.no_grad()
     def prepare(self, *, certainly: bool = False) -> Tensor | None:
-        """The statistics of the whole batch, where there are any."""
-        modules = self._objective.model.modules()
-        if not certainly and not any(normalizes_batches(module) for module in modules):
+        """What random functions and the statistics of the whole batch are."""
+        if not certainly:
             return None
-        self._record = BatchRecord(reuse=False)
-        return self._evaluated(self.batch, no_injection, "update").losses
+        self._record, before = BatchRecord(reuse=False), self._objective.saved_state()
+        with reading(self.batch):
+            losses = self._evaluated(self.batch, no_injection, "update").losses
+        self._change = Change(before)
+        return losses
 
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
     ) -> Evaluation:
         if statistics == "frozen" and self._record is None:  # there are none to freeze
             statistics = "update"
-        return self._evaluated(part, inject, statistics)
+        with again(self._change, self.starts_after):
+            return self._evaluated(part, inject, statistics)
 
     def _evaluated(self, part: Batch, inject: Inject, statistics: Statistics) -> Evaluation:
-        values = {
-            name: inject(parameter.detach(), name, slice(None))
-            for name, parameter in self._parameters.items()
-        }
-        with self._objective.mode(part, self._stream, statistics, record=self._record):
-            output = self._objective.output(part, values)
-            return Evaluation(self._objective.losses(output, part), output)
+        objective = self._objective
+        with objective.mode(part, self._stream, statistics, record=self._record) as mode:
+            values = {
+                name: inject(parameter.detach(), name, slice(None))
+                for name, parameter in self._parameters.items()
+            }
+            records_graph, mode.records_graph = mode.records_graph, True
+            mode.stand_ins = {id(p): values[name] for name, p in self._parameters.items()}
+            output = objective.output(part, values)
+            losses = objective.losses(output, part)
+            if primal(losses).requires_grad:
+                self._differentiate_loss(output, part, mode)
+        if records_graph:
+            return Evaluation(losses, output)
+        losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
+        return Evaluation(losses, output)
+
+    def _differentiate_loss(self, output: Any, part: Batch, mode: BatchMode) -> None:
+        """The gradients of what the loss itself is made of, such as its own parameters."""
+        detached = pytree.tree_map(_detached, output)
+        mode.stand_ins = {id(p): p.detach() for p in self._parameters.values()}
+        with torch.enable_grad():
+            losses = self._objective.losses(detached, part)
+            found = list(leaves(losses))
+            gradients = torch.autograd.grad(losses.sum() * self.scale, found) if found else ()
+        if part.rows.start == 0:  # the first part of another run of the batch
+            self._of_losses.clear()
+        self._of_losses[part.rows.start] = dict(zip(found, gradients, strict=True))
 
     def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
-        return {parameter: gradients[name] for name, parameter in self._parameters.items()}
+        total = {parameter: gradients[name] for name, parameter in self._parameters.items()}
+        for of_part in self._of_losses.values():
+            for parameter, gradient in of_part.items():
+                total[parameter] = total[parameter] + gradient if parameter in total else gradient
+        return total
+
+
+def _detached(value: Any) -> Any:
+    return primal(value).detach() if isinstance(value, Tensor) else value
 
 
 def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad as _forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from multitangent.engine import Derivatives, Engine
+from multitangent.engine import Derivatives, Engine, Trial
 from multitangent.gradient import GradientEstimator
 from multitangent.perturbation import Run
 from multitangent.tangents import Tangents
@@ -96,12 +96,12 @@ class _VmapEngine(_Baseline):
 class PythonLoop(GradientEstimator):
     """A forward gradient by a loop over dual numbers."""
 
-    def _engine(self, micro_batch: int) -> Engine:
+    def _engine(self, trial: Trial) -> Engine:
         return _LoopEngine(self.model)
 
 
 class VmapJvp(GradientEstimator):
     """A forward gradient by `torch.func`."""
 
-    def _engine(self, micro_batch: int) -> Engine:
+    def _engine(self, trial: Trial) -> Engine:
         return _VmapEngine(self.model)

@@ -1,0 +1,26 @@
+"""Whether a batch may be split: its parts have to give what the whole gives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class SplitError(RuntimeError):
+    """Parts of a batch do not give the losses of the whole."""
+
+
+def agree(parts: Tensor, whole: Tensor) -> bool:
+    """Whether losses ``[B]`` agree, but for rounding."""
+    if parts.shape != whole.shape:
+        return False
+    difference, largest = (parts - whole).abs(), whole.abs().max()
+    return bool((difference <= tolerance(whole) * largest).all() | ~whole.isfinite().all())
+
+
+def tolerance(value: Tensor) -> float:
+    """How much results of a type may differ by rounding, relative to their size."""
+    low = torch.is_autocast_enabled(value.device.type) or value.dtype.itemsize == 2
+    if low:
+        return 0.1
+    return 1e-6 if value.dtype == torch.float64 else 1e-2

@@ -1,0 +1,309 @@
+"""The net: the forward gradient of a few samples beside that of backpropagation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multitangent.engine import (
+    Backpropagation,
+    Derivatives,
+    Engine,
+    SplitError,
+    Trial,
+    applied,
+    tolerance,
+)
+from multitangent.gradient._step import Problem
+from multitangent.objective import Batch, Objective, kept_parameters
+from multitangent.perturbation import Run, leaves, without_hooks
+from multitangent.tangents import Normal, Request, Stream, Tangents, TangentSource
+
+# One sample comes twice, so that a model that sorts its samples changes their order.
+_SAMPLES = (0, 1, 0)
+_NEARLY_ZERO = 1e-3  # of the loss: derivatives that are smaller may be nothing but rounding
+
+
+class VerificationError(RuntimeError):
+    """The forward gradient of a model would not be that of backpropagation."""
+
+
+def verify(
+    problem: Problem,
+    objective: Objective,
+    engine: Callable[[Trial], Engine],
+    batch: Batch,
+    stream: Stream,
+    trial: Trial,
+) -> Trial:
+    """Compare forward mode with backpropagation on a few samples. Nothing of it stays.
+
+    Along one random tangent the directional derivatives have to be those of the gradient that
+    backpropagation gives for the perturbed values. From that gradient the local steps have to give
+    the parameters' gradients that backpropagation gives. The losses, and what modules keep, have
+    to be those of the model as it is. The measure is backpropagation and not a finite difference:
+    where a function has a backward of its own, that is the derivative that is meant.
+
+    Args:
+        problem: What is differentiated and how.
+        objective: The model and its loss.
+        engine: Makes the engine for what a trial says.
+        batch: The whole batch.
+        stream: The random numbers of the step.
+        trial: What is known about batches of this kind.
+
+    Returns:
+        The trial, with the whole batch as micro-batch where parts give something else.
+
+    Raises:
+        VerificationError: If the gradient would be wrong.
+    """
+    error: BaseException | None = None
+    for samples in (_SAMPLES if batch.size > 1 else (0,), range(batch.size)):
+        with objective.preserved(), kept_parameters(objective.model):
+            part = batch.pick(samples)
+            try:
+                few = objective.batch(part.inputs, part.target)
+                few = replace(few, shapes_of_few=trial.shapes)
+                return _verified(problem, objective, engine, few, batch.size, stream, trial)
+            except VerificationError:
+                raise
+            except _NoReferenceError as found:
+                error = found.__cause__
+            except Exception:  # such as of a model for batches of one size only
+                error = None  # and of the whole batch, where the step will say so
+    if error is not None:
+        warnings.warn(
+            "`verify` could not compare the gradient with that of backpropagation, which ended in "
+            f"{type(error).__name__}: {error}",
+            stacklevel=5,
+        )
+    return trial
+
+
+class _NoReferenceError(Exception):
+    """Backpropagation fails where the forward gradient does not."""
+
+
+def _verified(
+    problem: Problem,
+    objective: Objective,
+    engine: Callable[[Trial], Engine],
+    few: Batch,
+    batch_size: int,
+    stream: Stream,
+    trial: Trial,
+) -> Trial:
+    if trial.micro_batch < batch_size and few.size > 1:
+        half = replace(trial, micro_batch=min(trial.micro_batch, -(-few.size // 2)))
+        comparison = _Comparison(replace(problem, engine=engine(half)), objective, few, stream)
+        try:
+            comparison.check(trial)
+            return trial
+        except SplitError as error:
+            warnings.warn(
+                f"micro_batch={trial.micro_batch} splits what belongs together ({error}): going "
+                f"on with {batch_size}.",
+                stacklevel=6,
+            )
+    whole = replace(trial, micro_batch=batch_size)
+    comparison = _Comparison(replace(problem, engine=engine(whole)), objective, few, stream)
+    try:
+        comparison.check(whole)
+    except SplitError as error:
+        raise VerificationError(
+            "`model` and `loss` should give the same losses whenever they see the same samples. "
+            f"Found that {error}. Try to remove what changes from run to run, or `verify=False`."
+        ) from error
+    return whole if trial.micro_batch < batch_size and few.size > 1 else trial
+
+
+class _AtSites(TangentSource):
+    """One random tangent, that of one site alone or of all."""
+
+    num_tangents = 1
+
+    def __init__(self, site: str | None = None) -> None:
+        self.site = site
+
+    def draw(self, request: Request) -> Tensor:
+        rows = Normal(1).draw(request)
+        return rows if self.site in (None, request.name) else torch.zeros_like(rows)
+
+
+@dataclass
+class _Comparison:
+    """The comparison of one way to run a few samples."""
+
+    problem: Problem
+    objective: Objective
+    few: Batch
+    stream: Stream
+
+    def __post_init__(self) -> None:
+        self.parameters = list(dict(self.objective.model.named_parameters()))
+
+    def check(self, trial: Trial) -> None:
+        """Raise `SplitError` if losses differ, `VerificationError` if anything else does."""
+        before = self.objective.saved_state()
+        with kept_parameters(self.objective.model) as written:
+            run, tangents, found = self._forward()
+        if written:  # a model that chooses parameters at its first batch is compared at its second
+            before.restore()
+            self._plain()
+            before = self.objective.saved_state()
+            run, tangents, found = self._forward()
+        self.objective.release()
+        self._check_parts()
+        after = self.objective.saved_state()
+        before.restore()
+        try:
+            losses, stated, truth = self._plain()
+        except Exception as error:
+            raise _NoReferenceError from error
+        plain = self.objective.saved_state()
+        before.restore()
+        self._check_losses(found.losses, losses, stated)
+        if names := plain.differing(after, tolerance(losses)):
+            raise SplitError(f"a step changes {', '.join(names)} other than a run of the model")
+        statistics = self.problem.engine.statistics if trial.normalizes else "coupled"
+        gradients = self._true(tangents, statistics, prepare=trial.normalizes)
+        before.restore()
+        self._check_jvps(tangents, found, gradients)
+        before.restore()
+        if statistics == "frozen":
+            gradients = self._true(tangents, "coupled", prepare=True)
+        _check_parameters(self.objective, run.pullback(gradients), truth, losses)
+
+    def _start(self, site: str | None = None) -> tuple[Run, Tangents]:
+        problem = self.problem
+        tangents = Tangents(
+            _AtSites(site), self.stream, store=problem.store_tangents, dtype=problem.tangent_dtype
+        )
+        return problem.perturbation(self.few.copied(), self.stream, tangents), tangents
+
+    def _forward(self, site: str | None = None) -> tuple[Run, Tangents, Derivatives]:
+        run, tangents = self._start(site)
+        return run, tangents, self.problem.engine(run, tangents)
+
+    def _true(self, tangents: Tangents, statistics: Any, *, prepare: bool) -> dict[str, Tensor]:
+        """The gradients of the perturbed values, which the tangents' blocks name."""
+        run, _ = self._start()
+        engine = Backpropagation(statistics)
+        return engine.gradients(run, tangents, prepare=prepare)[1]
+
+    @torch.enable_grad()
+    def _plain(self) -> tuple[Tensor, Tensor | None, dict[Any, Tensor]]:
+        """Losses, the loss that the loss module itself states, and the parameters' gradients."""
+        objective, few = self.objective, self.few.copied()
+        with objective.mode(few, self.stream, "update"):
+            output = objective.output(few)
+            losses = objective.losses(output, few)
+            with objective.preserved():
+                stated = objective.loss.stated(output, self.few.target)
+        parameters = {id(p): p for p in objective.model.parameters() if p.requires_grad}
+        parameters |= {id(p): p for p in leaves(losses)}
+        with without_hooks(list(parameters.values())):
+            gradients = torch.autograd.grad(
+                losses.sum() * objective.scale(few), list(parameters.values()), allow_unused=True
+            )
+        pairs = zip(parameters.values(), gradients, strict=True)
+        return losses.detach(), stated, {p: g for p, g in pairs if g is not None}
+
+    def _check_parts(self) -> None:
+        """Raise where something of the sweep is left in the model."""
+        found = {name: type(p) for name, p in self.objective.model.named_parameters()}
+        kept = [n for n, kind in found.items() if not issubclass(kind, torch.nn.Parameter)]
+        kept += [name for name in self.parameters if name not in found]
+        kept += self.objective.dual_names()
+        if kept:
+            raise VerificationError(
+                "A step should leave a model as it is. Found tensors with tangents left in "
+                f"{', '.join(kept)}. Try `.detach()` where the model keeps a tensor; otherwise it "
+                "is a defect of multitangent."
+            )
+
+    def _check_losses(self, found: Tensor, losses: Tensor, stated: Tensor | None) -> None:
+        if not losses.isfinite().all():
+            return  # the step says so
+        slack = tolerance(losses) * losses.abs().max()
+        if found.shape != losses.shape or (found - losses).abs().max() > slack:
+            raise SplitError("the losses differ from those of one run of the model")
+        scale = self.objective.scale(self.few)
+        if stated is not None and (stated - scale * losses.sum()).abs() > (
+            slack * scale * self.few.size
+        ):
+            raise VerificationError(
+                "`loss` should be the mean or the sum of what it gives with reduction='none'. "
+                f"Found {float(scale * losses.sum()):.6g} from the samples' losses, and "
+                f"{float(stated):.6g} from the module itself. Try a function that returns one loss "
+                "for each sample, `(output, target) -> [B]`."
+            )
+
+    def _check_jvps(
+        self, tangents: Tangents, found: Derivatives, gradients: Mapping[str, Tensor]
+    ) -> None:
+        per_sample = found.jvps.ndim == 2
+        if not self._differ(tangents, found, gradients, per_sample):
+            return
+        end, place = "the loss", ""
+        for name in reversed(list(gradients)):  # from the loss to the first fault before it
+            place = f"between {name!r} and {end}" if per_sample else f"for the parameter {name!r}"
+            if self._differ(*self._forward(name)[1:], gradients, per_sample):
+                break
+            end = repr(name)
+        raise VerificationError(
+            "Directional derivatives should be those of backpropagation. Found others "
+            f"{place}, on {self.few.size} samples of the batch. {_HINT}"
+        )
+
+    def _differ(
+        self,
+        tangents: Tangents,
+        found: Derivatives,
+        gradients: Mapping[str, Tensor],
+        per_sample: bool,
+    ) -> bool:
+        expected = applied(tangents, gradients, per_sample=per_sample)
+        squares = [g.double().square() for g in gradients.values()]
+        length = sum(s.flatten(1).sum(1) if per_sample else s.sum() for s in squares)
+        losses = found.losses if per_sample else found.losses.mean()
+        size = expected.abs() + torch.as_tensor(length).sqrt() + _NEARLY_ZERO * losses.abs()
+        slack = max(tolerance(found.losses), tolerance(found.jvps))
+        if self.problem.tangent_dtype is not None:
+            slack = max(slack, tolerance(torch.empty(0, dtype=self.problem.tangent_dtype)))
+        both = expected.isfinite().all() & found.jvps.isfinite().all()
+        return bool(((found.jvps - expected).abs() > slack * size).any() & both)
+
+
+_HINT = (
+    "Samples may depend on each other, their order may change inside the model, a first axis may "
+    "not be the batch, or a function may not carry tangents. Try `perturb='weights'` or "
+    "`Activations(sites=[...])`; docs/supported.md says what to look for."
+)
+
+
+def _check_parameters(
+    objective: Objective, found: Mapping[Any, Tensor], truth: Mapping[Any, Tensor], losses: Tensor
+) -> None:
+    names = {id(p): name for name, p in objective.model.named_parameters()}
+    total = sum(float(g.double().square().sum()) for g in truth.values()) ** 0.5
+    slack = tolerance(losses)
+    wrong = []
+    for parameter, gradient in truth.items():
+        own = found.get(parameter, torch.zeros_like(gradient)).to(gradient.dtype)
+        difference = float((own - gradient).double().norm())
+        floor = 1e-2 * total + _NEARLY_ZERO * float(losses.abs().mean())
+        if difference > slack * (float(gradient.double().norm()) + floor):
+            wrong.append(names.get(id(parameter), f"a tensor of shape {list(parameter.shape)}"))
+    if wrong:
+        raise VerificationError(
+            "The local steps should give the gradients of backpropagation. Found others for "
+            f"{', '.join(wrong)}. Try `perturb='weights'`, or `Activations(sites=[...])` with a "
+            "module around all that uses them; docs/supported.md says what to look for."
+        )

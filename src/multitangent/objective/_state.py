@@ -1,0 +1,302 @@
+"""What modules keep from one run to the next, to be put back where they run more than once."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from multitangent.dual import find_duals, map_duals
+
+_OWN = frozenset(nn.Module().__dict__)  # what every module has
+_MOST_ITEMS = 1000  # of a container that is searched for tensors
+_Place = tuple[dict[str, Any], str]
+
+
+class SavedState:
+    """A copy of what modules keep: buffers, attributes, and the states of random generators.
+
+    Lists, dictionaries and sets are copied with what they hold; other objects are not looked into.
+
+    Args:
+        modules: The modules; those inside of them are found.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+        self.values: dict[tuple[int, str], tuple[_Place, _Saved]] = {
+            (id(store), name): ((store, name), _Saved(store[name]))
+            for store, name in _places(modules)
+        }
+        self.generators = _generators()
+
+    def restore(self) -> None:
+        """Put everything back; attributes that are new since then go."""
+        for store, name in list(_places(self.modules)):
+            if (id(store), name) not in self.values:
+                del store[name]
+        for (store, name), saved in self.values.values():
+            store[name] = saved.put()
+        _set_generators(self.generators)
+
+    def differing(self, other: SavedState, tolerance: float) -> list[str]:
+        """Where another state is different: numbers and tensors by the names of their places."""
+        names = {
+            id(store): f"{name}." if name else ""
+            for root in self.modules
+            for name, module in root.named_modules()
+            for store in (module._buffers, module.__dict__)
+        }
+        found = []
+        for key in self.values | other.values:
+            place, own = self.values.get(key, (None, None))
+            place, others = other.values.get(key, (place, None))
+            assert place is not None
+            if own is None or others is None or not own.is_like(others, tolerance):
+                found.append(f"{names.get(key[0], '')}{place[1]}")
+        return found
+
+
+class Change:
+    """What a run of modules changed in what they keep.
+
+    Args:
+        before: Their state before the run. It is compared with the present one.
+    """
+
+    def __init__(self, before: SavedState) -> None:
+        after = SavedState(before.modules)
+        self._places: list[tuple[_Place, _Saved | None, _Saved | None]] = []
+        for key in before.values | after.values:
+            place, old = before.values.get(key, (None, None))
+            place, new = after.values.get(key, (place, None))
+            if old is None or new is None or not old.equals(new):
+                assert place is not None
+                self._places.append((place, old, new))
+        self._generators = before.generators, after.generators
+
+    def __bool__(self) -> bool:
+        old, new = self._generators
+        return bool(self._places) or old != new
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Inside this block the state is that before the run."""
+        self._put(0)
+        try:
+            yield
+        finally:
+            self._put(1)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside this block the state begins as that after the run, and it is so at the end."""
+        try:
+            yield
+        finally:
+            self._put(1)
+
+    def _put(self, which: int) -> None:
+        for (store, name), *values in self._places:
+            if (saved := values[which]) is not None:
+                store[name] = saved.put()
+            else:
+                store.pop(name, None)
+        _set_generators(self._generators[which])
+
+
+class _Saved:
+    """One value, and a copy of what can change in it."""
+
+    __slots__ = ("copy", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.copy: Any = None
+        if isinstance(value, Tensor):
+            if type(value) is Tensor and not value.requires_grad:
+                self.copy = value.clone()
+        elif isinstance(value, (list, deque, set)):
+            small = len(value) <= _MOST_ITEMS
+            self.copy = [_Saved(item) for item in value] if small else list(value)
+        elif isinstance(value, dict):
+            small = len(value) <= _MOST_ITEMS
+            self.copy = {k: _Saved(v) for k, v in value.items()} if small else dict(value)
+        elif isinstance(value, torch.Generator):
+            self.copy = value.get_state()
+
+    def put(self) -> Any:
+        """The value as it was."""
+        value, copy = self.value, self.copy
+        if copy is None:
+            return value
+        if isinstance(value, Tensor):
+            if value.shape == copy.shape:  # unnoticed by graphs, for which it is what it was
+                value.data.copy_(copy)
+            else:
+                value.data = copy.clone()
+        elif isinstance(value, dict):
+            value.clear()
+            value.update({name: _put(item) for name, item in copy.items()})
+        elif isinstance(value, torch.Generator):
+            value.set_state(copy)
+        else:
+            value.clear()
+            items = [_put(item) for item in copy]
+            value.update(items) if isinstance(value, set) else value.extend(items)
+        return value
+
+    def is_like(self, other: _Saved, tolerance: float) -> bool:
+        """Whether it is nearly the same; what can not be compared counts as the same."""
+        a, b = self.copy, other.copy
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if a.shape != b.shape or not a.is_floating_point():
+                return a.shape == b.shape and torch.equal(a, b)
+            largest = float(a.nan_to_num().abs().max()) if a.numel() else 0.0
+            return torch.allclose(a, b, tolerance, tolerance * largest, equal_nan=True)
+        if isinstance(a, list) and isinstance(b, list):
+            return len(a) == len(b) and all(
+                _is_like(*pair, tolerance) for pair in zip(a, b, strict=True)
+            )
+        if isinstance(a, dict) and isinstance(b, dict):
+            return list(a) == list(b) and all(_is_like(a[k], b[k], tolerance) for k in a)
+        if isinstance(self.value, (int, float, str)) and type(self.value) is type(other.value):
+            return bool(self.value == other.value) or self.value != self.value
+        return True
+
+    def equals(self, other: _Saved) -> bool:
+        """Whether nothing has changed between two moments of one value."""
+        if self.value is not other.value:
+            simple = isinstance(self.value, (int, float, str))
+            return simple and type(self.value) is type(other.value) and self.value == other.value
+        return _equal(self.copy, other.copy)
+
+
+def _is_like(a: Any, b: Any, tolerance: float) -> bool:
+    return a.is_like(b, tolerance) if type(a) is _Saved and type(b) is _Saved else True
+
+
+def _put(item: Any) -> Any:
+    return item.put() if type(item) is _Saved else item
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, _Saved):
+        return isinstance(b, _Saved) and a.equals(b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(_equal(a[name], b[name]) for name in a)
+    return a is b or bool(a == b)
+
+
+def _places(modules: Sequence[nn.Module]) -> Iterator[_Place]:
+    """Where modules keep something: their buffers, and attributes that not every module has."""
+    for root in modules:
+        for module in root.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    yield module._buffers, name
+            for name in module.__dict__:
+                if name not in _OWN:
+                    yield module.__dict__, name
+
+
+def _generators() -> tuple[Any, Any]:
+    """The states of Python's and NumPy's global random generators."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return random.getstate(), None
+    name, keys, *rest = numpy.random.get_state()
+    return random.getstate(), (name, keys.tolist(), *rest)
+
+
+def _set_generators(states: tuple[Any, Any]) -> None:
+    random.setstate(states[0])
+    if states[1] is not None:
+        sys.modules["numpy"].random.set_state(states[1])
+
+
+def release(modules: Sequence[nn.Module]) -> None:
+    """Put plain tensors in the place of dual ones that modules have kept."""
+    for store, name in _dual_places(modules):
+        store[name] = map_duals(lambda dual: dual.primal.detach(), store[name])
+
+
+def dual_names(modules: Sequence[nn.Module]) -> list[str]:
+    """The names of dual tensors that modules keep."""
+    return [name for _, name in _dual_places(modules)]
+
+
+def _dual_places(modules: Sequence[nn.Module]) -> list[_Place]:
+    return [(store, name) for store, name in _places(modules) if _has_duals(store[name])]
+
+
+def _has_duals(value: Any) -> bool:
+    if isinstance(value, (list, tuple, dict)) and len(value) > _MOST_ITEMS:
+        return False
+    return next(find_duals(value), None) is not None
+
+
+@contextmanager
+def kept_parameters(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Put back the parameters that a model writes into while it runs, such as at its first batch.
+
+    Yields a list that holds those parameters at the end.
+    """
+    guard = _ParameterGuard()
+    written: list[nn.Parameter] = []
+    try:
+        with guard:
+            yield written
+    finally:
+        for parameter, value in guard.copies.values():
+            if parameter.data_ptr() != value[0] or not _equal(parameter.detach(), value[1]):
+                written.append(parameter)
+                parameter.data = value[2]
+                with torch.no_grad():
+                    parameter.copy_(value[1])
+
+
+class _ParameterGuard(TorchFunctionMode):
+    """Copies parameters before they may be written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: dict[int, tuple[nn.Parameter, tuple[int, Tensor, Tensor]]] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if args and (parameter := _written(func, args[0])) is not None:
+            data = parameter.detach()
+            entry = parameter, (data.data_ptr(), data.clone(), data)
+            self.copies.setdefault(id(parameter), entry)
+        return func(*args, **(kwargs or {}))
+
+
+_DATA = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]
+
+
+def _written(func: Callable[..., Any], target: Any) -> nn.Parameter | None:
+    """The parameter that a function may write into, by itself or by what it returns."""
+    name = getattr(func, "__name__", "")
+    if func in _DATA or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        if isinstance(target, nn.Parameter):
+            return target
+        base = target._base if isinstance(target, Tensor) else None
+        return base if isinstance(base, nn.Parameter) else None
+    return None
