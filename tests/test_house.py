@@ -26,7 +26,7 @@ ROOMS = {
     "multitangent_lab": [
         ["cli"],
         ["experiments"],
-        ["search", "benchmarks"],
+        ["search", "benchmarks", "fuzz"],
         ["training"],
         ["functions", "models", "data"],
         ["config"],

@@ -43,6 +43,7 @@ def commands() -> dict[str, _Command]:
         TRAIN_PRESETS,
         BenchConfig,
         CompareConfig,
+        FuzzConfig,
         ReproduceConfig,
         SearchConfig,
         SuggestConfig,
@@ -57,6 +58,7 @@ def commands() -> dict[str, _Command]:
         "lr-search": _Command(SearchConfig, {}, "multitangent_lab.search:run_search"),
         "lr-suggest": _Command(SuggestConfig, {}, "multitangent_lab.search:run_suggest"),
         "bench": _Command(BenchConfig, {}, "multitangent_lab.benchmarks:run_bench"),
+        "fuzz": _Command(FuzzConfig, {}, "multitangent_lab.fuzz:run_fuzz"),
     }
 
 
@@ -106,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: By default those of the process.
 
     Returns:
-        0; 1 for a run that failed; 2 for bad input. Errors are one line on standard error, or
-        a traceback where `$MULTITANGENT_TRACEBACK` is set.
+        0; 1 for a run that failed, or a fuzz that found something wrong; 2 for bad input. Errors
+        are one line on standard error, or a traceback where `$MULTITANGENT_TRACEBACK` is set.
     """
     try:
         command, options = parse(sys.argv[1:] if arguments is None else list(arguments))
@@ -126,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = _HINT if isinstance(error, ModuleNotFoundError) else ""
         print("multitangent:", " ".join(str(error).split()) + hint, file=sys.stderr)
         return 2 if _is_bad_input(error) else 1
-    return 0
+    return int(value.get("failed", False))
 
 
 _HINT = ". Try: pip install 'multitangent[lab]', which brings what the commands need."

@@ -2,6 +2,7 @@
 
 from multitangent_lab._errors import ConfigError
 from multitangent_lab.config._bench import BenchConfig
+from multitangent_lab.config._fuzz import FuzzConfig
 from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
 from multitangent_lab.config._learning_rates import default_learning_rate
 from multitangent_lab.config._presets import COMPARE_PRESETS, TRAIN_PRESETS
@@ -19,6 +20,7 @@ __all__ = [
     "BenchConfig",
     "CompareConfig",
     "ConfigError",
+    "FuzzConfig",
     "GradientName",
     "ReproduceConfig",
     "SearchConfig",
