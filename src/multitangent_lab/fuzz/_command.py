@@ -42,7 +42,9 @@ def summarize(results: Sequence[Result]) -> dict[str, Any]:
     Of what was refused there is one case for every message.
     """
     counts = Counter((r.kind, r.verdict) for r in results)
-    refused = {r.detail: r for r in reversed(results) if r.verdict == "refused"}
+    refused = {
+        r.detail.partition(" Found ")[0]: r for r in reversed(results) if r.verdict == "refused"
+    }
     shown = [r for r in results if r.verdict in ("wrong", "unclear")]
     return {
         "cases": len(results),

@@ -89,6 +89,10 @@ PENDING: set[str] = {
     "x.__setitem__(0, y[None, None])",
     "0-d",
     "no tangents",
+    "x.round_()",
+    "x.zero_()",
+    # A write into an element of an expanded tensor
+    "x.unsqueeze(-1).expand(*x.shape, 3)",
     # Functions without a forward formula
     "F.rrelu(x)",
     "nn.RReLU()",

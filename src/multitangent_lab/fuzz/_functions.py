@@ -40,10 +40,10 @@ FUNCTIONS = table(
     """
 torch.{abs acos acosh aminmax amax amin argmax asin asinh atan atanh atleast_1d atleast_3d ceil
   clone corrcoef cos cosh cov cumulative_trapezoid deg2rad diag diag_embed diff digamma erf erfc
-  erfinv exp exp2 expm1 flatten fliplr floor frac i0 isfinite lgamma log log10 log1p log2 logit matrix_exp max mean
-  median min nanmean nanmedian nansum nan_to_num neg norm numel ones_like positive prod ravel
-  reciprocal relu round rsqrt sgn sigmoid sign sin sinc sinh sqrt square squeeze std sum t tan tanh
-  trace trapezoid tril triu trunc var zeros_like}(x)
+  erfinv exp exp2 expm1 flatten fliplr floor frac i0 isfinite lgamma log log10 log1p log2 logit
+  matrix_exp max mean median min nanmean nanmedian nansum nan_to_num neg norm numel ones_like
+  positive prod ravel reciprocal relu round rsqrt sgn sigmoid sign sin sinc sinh sqrt square
+  squeeze std sum t tan tanh trace trapezoid tril triu trunc var zeros_like}(x)
 torch.special.{entr erfcx expit i0e i1 i1e log_ndtr ndtr}(x)
 F.{celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish normalize
   relu6 rrelu selu silu softplus softshrink softsign tanhshrink}(x)
@@ -61,8 +61,8 @@ x.{__radd__ __rmul__ __rpow__ __rsub__ __rtruediv__}(2.0)
 x.{abs_ detach exp_ neg_ relu_ requires_grad_ round_ sigmoid_ sin_ square_ tanh_ tril_ zero_}()
 x.{add_ atan2_ copy_ div_ fmod_ mul_ pow_ sub_}(y)
 x.{expand_as reshape_as type_as view_as}(y)
-F.{binary_cross_entropy_with_logits cosine_similarity hinge_embedding_loss
-  huber_loss kl_div l1_loss mse_loss pairwise_distance poisson_nll_loss smooth_l1_loss}(x, like(x, y))
+F.{binary_cross_entropy_with_logits cosine_similarity hinge_embedding_loss huber_loss kl_div
+  l1_loss mse_loss pairwise_distance poisson_nll_loss smooth_l1_loss}(x, like(x, y))
 F.{adaptive_avg_pool1d adaptive_max_pool1d adaptive_max_pool2d avg_pool1d avg_pool2d avg_pool3d
   channel_shuffle glu interpolate local_response_norm max_pool1d max_pool2d max_pool3d pixel_shuffle
   pixel_unshuffle unfold}(x, r.choice([1, 2]))

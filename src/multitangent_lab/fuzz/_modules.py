@@ -190,7 +190,9 @@ def draw_problem(r: Draw, first: Table | None = None, steps: int = 1) -> Problem
         blocks.append(block)
     r.shuffle(blocks)
     with_tokens = family == "sequences" and r.chance(0.2)
-    embedding = nn.Embedding(5, D, padding_idx=r.choice([None, 0])) if with_tokens else None
+    # A row of exact zeros, all equal, would be rounding noise after a step.
+    padding = r.choice([None, 0]) if steps == 1 else None
+    embedding = nn.Embedding(5, D, padding_idx=padding) if with_tokens else None
     copies = r.chance(0.5) or not r.allows("input written into")
     model = Model(blocks, torch.Size(shape).numel(), embedding, copies)
     kind = r.choice(list(LOSSES))
