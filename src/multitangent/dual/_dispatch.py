@@ -33,7 +33,7 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         return func(*primals(args), **primals(kwargs))
     if rule is None and func.__name__ == "__get__":
         return _attribute(func, args)
-    if kwargs.get("out") is not None:
+    if kwargs.pop("out", None) is not None:
         raise NotImplementedError(
             f"{function_name(func)} should return its result to carry tangents. Found `out=`. "
             "Try the function without it."
