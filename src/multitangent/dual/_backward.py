@@ -90,17 +90,43 @@ def push(function: Outputs, points: Sequence[Tensor], rows: Sequence[Tensor]) ->
     The backward of a function is linear in the gradient u of its outputs, ``g(u) = J^T u``, so
     that ``J v`` is the derivative of ``<g(u), v>`` by u.
     """
-    if not _is_transformed():
-        points = [point.detach() for point in points]  # which would hide them from `torch.func`
-    out, pull = _vjp(function, *points)
-    if len(out) == 1 and out[0].ndim == 0:  # the gradient itself: nothing has to be transposed
-        return [add(*_products(pull((torch.ones_like(out[0]),)), rows))]
-    _, transposed = _vjp(pull, tuple(torch.ones_like(item) for item in out))
     _functorch._set_vmap_fallback_warning_enabled(False)  # which ask for an issue
     try:
-        return list(torch.func.vmap(lambda *tangents: transposed(tangents)[0])(*rows))
+        return (_pushed_by_vjp if _is_transformed() else _pushed)(function, points, rows)
     finally:
         _functorch._set_vmap_fallback_warning_enabled(True)
+
+
+def _pushed(function: Outputs, points: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
+    with torch.enable_grad():
+        leaves = [point.detach().requires_grad_() for point in points]
+        outputs = function(*leaves)
+        used = [out for out in outputs if out.requires_grad]
+        if not used:
+            return [out.new_zeros(0, *[1] * out.ndim) for out in outputs]
+        weights = [torch.ones_like(out).requires_grad_() for out in used]
+        is_number = len(outputs) == 1 and outputs[0].ndim == 0
+        pulled = torch.autograd.grad(
+            used, leaves, weights, create_graph=not is_number, materialize_grads=True
+        )
+        if is_number:  # the gradient itself: nothing has to be transposed
+            return [add(*_products(pulled, rows))]
+        pairs = [(g, row) for g, row in zip(pulled, rows, strict=True) if g.requires_grad]
+        gradients, tangents = zip(*pairs, strict=True)
+        pushed = torch.autograd.grad(
+            gradients, weights, tangents, is_grads_batched=True, allow_unused=True
+        )
+    by_output = {id(out): t for out, t in zip(used, pushed, strict=True) if t is not None}
+    return [by_output.get(id(out), out.new_zeros(0, *[1] * out.ndim)) for out in outputs]
+
+
+def _pushed_by_vjp(
+    function: Outputs, points: Sequence[Tensor], rows: Sequence[Tensor]
+) -> list[Tensor]:
+    """The same inside `torch.func`, which is slower."""
+    out, pull = _vjp(function, *points)
+    _, transposed = _vjp(pull, tuple(torch.ones_like(item) for item in out))
+    return list(torch.func.vmap(lambda *tangents: transposed(tangents)[0])(*rows))
 
 
 def _products(gradients: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from multitangent.dual._arguments import find_duals, primals
 from multitangent.dual._backward import floating, function_of_duals, push
 from multitangent.dual._dual_tensor import expanded, pad_rows
-from multitangent.dual._registry import FallbackWarning, function_name, record_fallback
+from multitangent.dual._registry import FallbackWarning, function_name, not_dense, record_fallback
 from multitangent.dual._views import make_result
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -25,6 +25,8 @@ def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     inputs = list(find_duals((args, kwargs)))
     random_state = torch.get_rng_state()  # a random function draws the same numbers twice
     out = func(*primals(args), **primals(kwargs))
+    if isinstance(out, Tensor) and out.layout is not torch.strided:
+        raise not_dense(func)
     num_tangents = max((dual.tangents.shape[0] for dual in inputs), default=0)
     if not _differentiable(out) or num_tangents == 0:
         return _wrap(out, (item.new_zeros(0, *[1] * item.ndim) for item in floating(out)), None)
@@ -51,8 +53,8 @@ def _no_derivatives(name: str, error: Exception) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return (
         f"{name} should have a backward that PyTorch can differentiate, to carry tangents. Found "
-        f"none: {reason} Try functions that it is made of, `multitangent.dual.register_rule`, or "
-        "`.detach()` before it if no gradient is to pass."
+        f"none: {reason.rstrip('.')}. Try functions that it is made of, "
+        "`multitangent.dual.register_rule`, or `.detach()` before it if no gradient is to pass."
     )
 
 

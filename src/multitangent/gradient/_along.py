@@ -114,9 +114,10 @@ def _differentiated(
     try:
         result: Any = jvp(along, (parameters,), (tangents,), has_aux=True)
     except NotImplementedError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise NotImplementedError(
             "The model and its loss should have second derivatives that PyTorch can take, for a "
-            f"curvature. Found a function without: {str(error).split('. Please')[0]}. Try "
+            f"curvature. Found a function without: {reason}. Try "
             "`curvature=False`, a learning rate of your own, or `register_rule`."
         ) from error
     slopes, curvatures, losses = result

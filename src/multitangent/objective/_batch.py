@@ -20,6 +20,7 @@ class Batch:
         rows: Which samples of the batch these are.
         batch_size: The number of samples of the whole batch.
         correction: What the losses are multiplied by, for the sake of a weighted mean.
+        has_target_per_sample: Whether the first axis of the target is the batch.
     """
 
     inputs: Any
@@ -27,6 +28,7 @@ class Batch:
     rows: slice
     batch_size: int
     correction: float = 1.0
+    has_target_per_sample: bool = False
 
     @property
     def size(self) -> int:
@@ -77,6 +79,7 @@ def whole_batch(inputs: Any, target: Any) -> Batch:
         pytree.tree_map(detach, target),
         slice(0, size),
         size,
+        has_target_per_sample=isinstance(target, Tensor) and target.shape[:1] == (size,),
     )
 
 

@@ -11,7 +11,7 @@ from multitangent.dual._algebra import add, primal, scaled, tangents, times
 from multitangent.dual._backward import finite
 from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._product import Product
-from multitangent.dual._registry import register_rule
+from multitangent.dual._registry import not_dense, register_rule
 from multitangent.dual._rules.local import elementwise
 
 
@@ -55,6 +55,8 @@ def _scaled(x: DualTensor, number: float) -> Tensor | Product:
 
 @register_rule(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)
 def _multiply(out: Tensor, x: Any, y: Any) -> Tensor | Product:
+    if out.layout is not torch.strided:
+        raise not_dense(torch.mul)
     if isinstance(y, (int, float)):
         return times(x, int(y) if isinstance(y, bool) else y)
     return add(scaled(x, y, out.ndim), scaled(y, x, out.ndim))
