@@ -139,20 +139,28 @@ def _ctc_loss(out: Tensor, log_probs: Any, *args: Any, **kwargs: Any) -> Any:
 register_full_precision(F.nll_loss, F.ctc_loss)
 
 
-def _reduction(
-    func: Callable[..., Any], place: int, out: Tensor, x: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """A reduction over the axes that stand at a place behind the first argument, or over all."""
+def named_axes(place: int, args: tuple[Any, ...], kwargs: dict[str, Any], default: Any) -> Any:
+    """What a call says of axes: at a place among its arguments, or by either name of them."""
+    if len(args) > place:
+        return args[place]
+    return kwargs.get("dim", kwargs.get("axis", default))
+
+
+def _reduction(func: Callable[..., Any], place: int, out: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A reduction over the axes that stand at a place among the arguments, or over all."""
     if out.ndim == 0:
-        return to_one_number(func, (x, *args), kwargs)
-    dim = kwargs.get("dim", args[place] if len(args) > place else None)
-    ndim = x.primal.ndim
+        return to_one_number(func, args, kwargs)
+    dim = named_axes(place, args, kwargs, None)
+    ndim = next(find_duals((args, kwargs))).primal.ndim
     axes = [dim] if isinstance(dim, int) else list(dim or range(ndim))
-    return contracted(func, axes, (x, *args), kwargs, keepdim=out.ndim == ndim)
+    return contracted(func, axes, args, kwargs, keepdim=out.ndim == ndim)
 
 
-for _place, _names in enumerate(["amax amin logsumexp nanmean nansum prod std var", "norm"]):
-    for _function in _named(_names + (" vector_norm" if _place else "")):
+for _place, _names in {
+    1: "amax amin logsumexp nanmean nansum prod std var",
+    2: "norm vector_norm",
+}.items():
+    for _function in _named(_names):
         register_rule(_function)(partial(_reduction, _function, _place))
 
 
@@ -174,7 +182,7 @@ def _with_mean(
         return result
 
     return tuple(
-        _reduction(f, 0, item, x, *args, **kwargs)
+        _reduction(f, 1, item, x, *args, **kwargs)
         for f, item in zip((func, mean), out, strict=True)
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multitangent.dual._algebra import full
 from multitangent.dual._registry import register_rule
-from multitangent.dual._rules.local import elementwise, to_one_number
+from multitangent.dual._rules.local import elementwise, named_axes, to_one_number
 
 
 def _selected(
@@ -23,7 +23,7 @@ def _selected(
         if out.ndim == 0:
             return to_one_number(func, arguments, kwargs)
         return elementwise(func, out, *arguments, **kwargs)
-    dim = kwargs.get("dim", args[place] if len(args) > place else -1)
+    dim = named_axes(place, args, kwargs, -1)
     indices = out[1]
     if indices.ndim == 0 or x.primal.ndim == 0:
         t = full(x)
