@@ -18,11 +18,11 @@ def dual(dtype=torch.float64, seed=0):
 
 def test_chains_are_multiplied_once():
     x = dual()
-    y = torch.tanh(torch.exp(x)).sqrt()
+    y = torch.tanh(torch.exp(x)).log()
     ((t, factor),) = y.product.terms
     assert t is x.tangents
     inner, middle = x.primal.exp(), x.primal.exp().tanh()
-    slope = inner * (1 - middle**2) * 0.5 / middle.sqrt()
+    slope = inner * (1 - middle**2) / middle
     torch.testing.assert_close(factor, slope)
     torch.testing.assert_close(y.tangents, x.tangents * slope)
     assert y.product.terms == ((y.tangents, None),)

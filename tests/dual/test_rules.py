@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multitangent.dual import DualTensor, FallbackWarning, has_rule
 from multitangent.dual._arguments import find_duals, map_duals
+from multitangent.dual._backward import floating
 from multitangent.dual._dual_tensor import expanded
 from multitangent.dual._fallback import jvp_by_vmap
 from multitangent.dual._rules.attention import attention_with_dropout
@@ -243,6 +244,41 @@ TABLE = {
             ),
         }.items()
     },
+    **{
+        f"local {f.__name__}": (f, SHARED)
+        for f in (
+            F.hardtanh, F.relu6, F.hardswish, F.hardsigmoid, F.hardshrink, F.softshrink, F.celu,
+            F.elu, F.selu, F.mish, F.softsign, F.tanhshrink, F.logsigmoid, torch.tan, torch.erf,
+            torch.sinc, torch.nan_to_num, torch.amax, torch.amin, torch.std, torch.var,
+            torch.prod, torch.max, torch.median, torch.norm,
+            torch.linalg.vector_norm, F.normalize, torch.std_mean, torch.var_mean,
+        )
+    },
+    **{
+        f"local {f.__name__} of two": (f, dual(4, 5, seed=6), SHARED)
+        for f in (
+            torch.maximum, torch.fmax, torch.hypot, torch.atan2, torch.logaddexp, torch.max,
+            torch.clamp, F.l1_loss, F.smooth_l1_loss, F.cosine_similarity,
+            F.pairwise_distance,
+        )
+    },
+    "logsumexp": (torch.logsumexp, SHARED, 1),
+    "cummax": (torch.cummax, SHARED, {"dim": 0}),
+    "max dim": (torch.max, SHARED, 1),
+    "min dim": (Tensor.min, IMAGE, {"dim": 0, "keepdim": True}),
+    "topk": (torch.topk, X, 2, 0),
+    "amax dims": (Tensor.amax, IMAGE, (0, -1)),
+    "norm dim": (Tensor.norm, SHARED, 2, 0, {"keepdim": True}),
+    "renorm": (torch.renorm, SHARED, 2, 0, 0.5),
+    "threshold": (F.threshold, SHARED, 0.5, 1.0),
+    "prelu": (F.prelu, IMAGE, dual(3, shared=(0,))),
+    "prelu weight": (F.prelu, value(4, 5), dual(1)),
+    "lp pool": (F.lp_pool2d, dual(2, 3, 4, 4, positive=True), 2.0, 2),
+    "kl": (F.kl_div, SHARED, dual(4, 5, positive=True), {"reduction": "batchmean"}),
+    "nll": (F.nll_loss, SHARED, CLASSES, {"reduction": "none"}),
+    "nll mean": (F.nll_loss, X, CLASSES, WEIGHT),
+    "bce logits": (F.binary_cross_entropy_with_logits, SHARED, MASK.double()),
+    "scatter reduce": (torch.scatter_reduce, X, 0, INDEX[None], dual(1, 3), "mean"),
     "where": (torch.where, MASK, SHARED, 0.0),
     "where both": (torch.where, MASK, V, X),
     "where method": (Tensor.where, X, MASK, value(4, 5)),
@@ -262,7 +298,7 @@ def test_rule_equals_fallback(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FallbackWarning)  # there is a rule
         out = function(*args, **kwargs)
-    outputs = [out] if isinstance(out, Tensor) else list(out)
+    outputs = floating(out)
     expected = jvp_by_vmap(function, args, kwargs, K)
     assert len(outputs) == len(expected)
     for item, tangents in zip(outputs, expected, strict=True):
@@ -283,7 +319,7 @@ def test_rules_can_be_differentiated_once_more(name):
         remaining = iter([DualTensor(p, u[None]) for p, u in zip(moved, directions, strict=True)])
         new_args, new_kwargs = map_duals(lambda _: next(remaining), (args, kwargs))
         out = function(*new_args, **new_kwargs)
-        return tuple(expanded(o)[0] for o in ([out] if isinstance(out, Tensor) else out))
+        return tuple(expanded(o)[0] for o in floating(out))
 
     def moved(h):
         return tangents(*(p + h * u for p, u in zip(points, directions, strict=True)))
@@ -302,9 +338,7 @@ def test_primal_is_the_functions_own_value(name):
 
     function, args, kwargs = call(name)
     out, expected = function(*args, **kwargs), function(*primals(args), **primals(kwargs))
-    if isinstance(out, Tensor):
-        out, expected = [out], [expected]
-    for item, plain in zip(out, expected, strict=True):
+    for item, plain in zip(floating(out), floating(expected), strict=True):
         assert torch.equal(item.primal, plain)
 
 

@@ -22,6 +22,7 @@ from multitangent.dual._registry import (
     VIEWS,
     accepts,
     function_name,
+    not_dense,
 )
 from multitangent.dual._views import make_result, views_of
 
@@ -33,7 +34,7 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         return func(*primals(args), **primals(kwargs))
     if rule is None and func.__name__ == "__get__":
         return _attribute(func, args)
-    if kwargs.get("out") is not None:
+    if kwargs.pop("out", None) is not None:
         raise NotImplementedError(
             f"{function_name(func)} should return its result to carry tangents. Found `out=`. "
             "Try the function without it."
@@ -53,8 +54,13 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     if rule is None or not accepts(rule, kwargs):
         return fallback(func, args, kwargs)
     out = FASTER.get(func, func)(*primals(args), **primals(kwargs))
-    with torch.no_grad():
-        tangents = rule(out, *args, **kwargs)
+    try:
+        with torch.no_grad():
+            tangents = rule(out, *args, **kwargs)
+    except RuntimeError as error:
+        if _is_sparse(out) or any(_is_sparse(arg) for arg in args):
+            raise not_dense(func) from error
+        raise
     if func in VIEWS and type(args[0]) is DualTensor:
         return views_of(out, tangents, rule, args, kwargs)
     return _pair(out, tangents, args[0] if args else None, _carried_type(func, args))
@@ -69,6 +75,10 @@ def result_of(
     """What a function returns whose primal is known already."""
     with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
         return _pair(out, RULES[func](out, *args, **kwargs), None, _carried_type(func, args))
+
+
+def _is_sparse(value: Any) -> bool:
+    return isinstance(value, Tensor) and primals(value).layout is not torch.strided
 
 
 def _carried_type(func: Callable[..., Any], args: tuple[Any, ...]) -> torch.dtype | None:

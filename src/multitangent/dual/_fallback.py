@@ -1,4 +1,4 @@
-"""The readable twin of every rule: `torch.func.vmap` over `torch.func.jvp`."""
+"""Functions without a rule: their backward, transposed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from multitangent.dual._arguments import find_duals, map_duals, primals
+from multitangent.dual._arguments import find_duals, primals
+from multitangent.dual._backward import floating, function_of_duals, push
 from multitangent.dual._dual_tensor import expanded, pad_rows
-from multitangent.dual._registry import FallbackWarning, function_name, record_fallback
+from multitangent.dual._registry import FallbackWarning, function_name, not_dense, record_fallback
 from multitangent.dual._views import make_result
+
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -22,72 +25,86 @@ def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     inputs = list(find_duals((args, kwargs)))
     random_state = torch.get_rng_state()  # a random function draws the same numbers twice
     out = func(*primals(args), **primals(kwargs))
+    if isinstance(out, Tensor) and out.layout is not torch.strided:
+        raise not_dense(func)
     num_tangents = max((dual.tangents.shape[0] for dual in inputs), default=0)
     if not _differentiable(out) or num_tangents == 0:
-        return _wrap(out, (item.new_zeros(0, *[1] * item.ndim) for item in _floating(out)), None)
+        return _wrap(out, (item.new_zeros(0, *[1] * item.ndim) for item in floating(out)), None)
     name = function_name(func)
     record_fallback(name)
     warnings.warn(
-        f"{name} has no rule for tangents and falls back to torch.func: the result is right, but "
-        "slower than need be. `multitangent.dual.register_rule` adds a rule.",
+        f"{name} has no rule for tangents, which go through its backward: the result is right, "
+        "but slower than need be. `multitangent.dual.register_rule` adds a rule.",
         FallbackWarning,
         stacklevel=5,
     )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.set_rng_state(random_state)
-        tangents = jvp_by_vmap(func, args, kwargs, num_tangents)
+        try:
+            tangents = jvp_by_transposing(func, args, kwargs, num_tangents)
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError) as error:
+            raise NotImplementedError(_no_derivatives(name, error)) from error
     return _wrap(out, iter(tangents), args[0] if args else None)
+
+
+def _no_derivatives(name: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"{name} should have a backward that PyTorch can differentiate, to carry tangents. Found "
+        f"none: {reason.rstrip('.')}. Try functions that it is made of, "
+        "`multitangent.dual.register_rule`, or `.detach()` before it if no gradient is to pass."
+    )
+
+
+def jvp_by_transposing(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], num_tangents: int
+) -> list[Tensor]:
+    """Tangents ``[K, *shape]`` of every floating-point output, in order."""
+    with _without_fused_kernels(func):
+        return push(function_of_duals(func, args, kwargs), *_inputs(args, kwargs, num_tangents))
 
 
 def jvp_by_vmap(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], num_tangents: int
 ) -> list[Tensor]:
-    """Tangents ``[K, *shape]`` of every floating-point output, in order."""
-    inputs = list(find_duals((args, kwargs)))
-
-    def function(*values: Tensor) -> tuple[Tensor, ...]:
-        remaining = iter(values)
-        new_args, new_kwargs = map_duals(lambda _: next(remaining), (args, kwargs))
-        return tuple(_floating(func(*new_args, **new_kwargs)))
+    """The same by forward mode: the readable twin of every rule, but for kinks."""
+    function = function_of_duals(func, args, kwargs)
+    points, rows = _inputs(args, kwargs, num_tangents)
 
     def along(*tangents: Tensor) -> Any:
-        points = tuple(dual.primal.detach().contiguous() for dual in inputs)
-        return torch.func.jvp(function, points, tangents)[1]
+        return torch.func.jvp(function, tuple(points), tangents)[1]
 
-    rows = [
-        pad_rows(expanded(dual), num_tangents).to(dual.primal.dtype).contiguous() for dual in inputs
-    ]
     with _without_fused_kernels(func):
         return list(torch.func.vmap(along, randomness="same")(*rows))
 
 
+def _inputs(
+    args: tuple[Any, ...], kwargs: dict[str, Any], num_tangents: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The primals of dual arguments, and their tangents in full size."""
+    duals = list(find_duals((args, kwargs)))
+    return [dual.primal.contiguous() for dual in duals], [
+        pad_rows(expanded(dual), num_tangents).to(dual.primal.dtype).contiguous() for dual in duals
+    ]
+
+
 @contextmanager
 def _without_fused_kernels(func: Callable[..., Any]) -> Iterator[None]:
-    """Fused attention and the fused LSTM have no forward derivative."""
+    """Fused attention and fused recurrent layers are differentiable once only."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if func.__name__ == "lstm":
+        if func.__name__ in _RECURRENT:
             stack.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
 
 
-def _floating(out: Any) -> list[Tensor]:
-    if isinstance(out, Tensor):
-        if out.is_complex():
-            raise NotImplementedError(
-                "Tangents should be real. Found a function whose result is complex. Try an "
-                "equivalent in real numbers, such as torch.view_as_real's layout."
-            )
-        return [out] if out.is_floating_point() else []
-    if isinstance(out, (tuple, list)):
-        return [tensor for item in out for tensor in _floating(item)]
-    return []
-
-
 def _differentiable(out: Any) -> bool:
-    return bool(_floating(out))
+    return bool(floating(out))
 
 
 def _wrap(out: Any, tangents: Iterator[Tensor], source: Any) -> Any:

@@ -117,6 +117,15 @@ def has_rule(function: Callable[..., Any]) -> bool:
     return function in RULES or function in NONDIFFERENTIABLE or function in COMPOSITES
 
 
+def not_dense(function: Callable[..., Any]) -> NotImplementedError:
+    """What is raised where tangents meet a sparse tensor that would have to carry them."""
+    return NotImplementedError(
+        f"{function_name(function)} should return a dense tensor to carry tangents; a sparse "
+        "matrix may be multiplied with one. Found a sparse one that depends on a perturbed value. "
+        "Try a dense matrix, or `gather` and `scatter_add` in its place."
+    )
+
+
 class FallbackWarning(UserWarning):
     """A function has no rule of its own: its tangents are right, but slower than need be."""
 

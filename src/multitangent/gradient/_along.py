@@ -81,6 +81,7 @@ def line(
 
     Raises:
         ValueError: If a direction is not of its parameter's shape, or there is none.
+        NotImplementedError: If a function has no second derivative.
     """
     model = objective.model
     parameters = _parameters(model, direction)
@@ -111,7 +112,15 @@ def _differentiated(
         slopes, losses = along(parameters)
         return slopes, torch.full_like(slopes, torch.nan), losses
     tangents = {name: direction[name].to(p.dtype) for name, p in parameters.items()}
-    result: Any = jvp(along, (parameters,), (tangents,), has_aux=True)
+    try:
+        result: Any = jvp(along, (parameters,), (tangents,), has_aux=True)
+    except NotImplementedError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise NotImplementedError(
+            "The model and its loss should have second derivatives that PyTorch can take, for a "
+            f"curvature. Found a function without: {reason}. Try "
+            "`curvature=False`, a learning rate of your own, or `register_rule`."
+        ) from error
     slopes, curvatures, losses = result
     return slopes, curvatures, losses
 

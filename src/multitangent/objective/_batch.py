@@ -22,6 +22,7 @@ class Batch:
         batch_size: The number of samples of the whole batch.
         correction: What the losses are multiplied by, for the sake of a weighted mean.
         shapes_of_few: The shapes of perturbed values, by name, of a run of fewer samples.
+        has_target_per_sample: Whether the first axis of the target is the batch.
     """
 
     inputs: Any
@@ -30,6 +31,7 @@ class Batch:
     batch_size: int
     correction: float = 1.0
     shapes_of_few: Mapping[str, torch.Size] = field(default_factory=dict)
+    has_target_per_sample: bool = False
 
     @property
     def size(self) -> int:
@@ -120,6 +122,7 @@ def whole_batch(inputs: Any, target: Any) -> Batch:
         pytree.tree_map(detach, target),
         slice(0, size),
         size,
+        has_target_per_sample=isinstance(target, Tensor) and target.shape[:1] == (size,),
     )
 
 

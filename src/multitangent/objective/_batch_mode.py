@@ -204,6 +204,9 @@ _SPECIAL: dict[Callable[..., Any], Callable[[BatchMode], Callable[..., Any]]] = 
     **dict.fromkeys(RANDOM, lambda mode: mode._randomness),
     F.batch_norm: lambda mode: mode._normalization.batch_norm,
     F.instance_norm: lambda mode: mode._normalization.instance_norm,
+    torch.batch_norm: lambda mode: mode._normalization.with_weights_first("batch_norm"),
+    torch.instance_norm: lambda mode: mode._normalization.with_weights_first("instance_norm"),
+    torch.native_batch_norm: lambda mode: mode._normalization.refuse,
     F.scaled_dot_product_attention: lambda mode: mode._attention,
 }
 

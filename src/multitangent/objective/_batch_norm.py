@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from multitangent.dual import DualTensor
+from multitangent.dual import DualTensor, function_name
 from multitangent.objective._record import BatchRecord
 
 Statistics = Literal["update", "frozen", "coupled"]
@@ -63,6 +63,34 @@ class Normalization:
         )
         self._record.statistics.append((mean.detach(), spread.detach().pow(-2) - eps))
         return out
+
+    def with_weights_first(self, function: str) -> Callable[..., Any]:
+        """`torch.batch_norm` or `torch.instance_norm`: the same with other places of arguments."""
+
+        def normalized(
+            func: Callable[..., Any],
+            input: Tensor,
+            weight: Tensor | None,
+            bias: Tensor | None,
+            running_mean: Tensor | None,
+            running_var: Tensor | None,
+            of_batch: bool,
+            momentum: float,
+            eps: float,
+            cudnn_enabled: bool = True,
+        ) -> Any:
+            arguments = running_mean, running_var, weight, bias, of_batch, momentum, eps
+            of_module = getattr(torch.nn.functional, function)
+            return getattr(self, function)(of_module, input, *arguments)
+
+        return normalized
+
+    def refuse(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Functions that return statistics, which are none of the batch in a part of it."""
+        raise NotImplementedError(
+            f"{function_name(func)} should not be called by a model: it returns statistics that "
+            "depend on how the batch is split. Try `torch.nn.functional.batch_norm`."
+        )
 
     def instance_norm(
         self,

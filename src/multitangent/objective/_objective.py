@@ -77,7 +77,7 @@ class Objective:
 
     def losses(self, output: Any, part: Batch) -> Tensor:
         """The losses ``[b]`` of some samples."""
-        losses = self.loss(output, part.target, part.correction)
+        losses = self.loss(output, part.target, part.correction, part.has_target_per_sample)
         if losses.shape[0] != part.size:
             raise ValueError(
                 "`loss` should return one number per sample. Found "

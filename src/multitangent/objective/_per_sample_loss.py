@@ -59,9 +59,17 @@ class PerSampleLoss:
             )
         return target.shape[0] / float(divisor)
 
-    def __call__(self, output: Any, target: Any, correction: float = 1.0) -> Tensor:
+    def __call__(
+        self,
+        output: Any,
+        target: Any,
+        correction: float = 1.0,
+        has_target_per_sample: bool = False,
+    ) -> Tensor:
         """The losses ``[b]`` of b samples."""
         losses = self._unreduced(output, target)
+        if self._module and has_target_per_sample:
+            _check_alignment(losses, output, target)
         if not self._module or not isinstance(losses, Tensor) or losses.ndim == 0:
             _check_per_sample(losses)
             return losses
@@ -89,6 +97,20 @@ class PerSampleLoss:
             return module(output, target)
         finally:
             module.reduction = stated
+
+
+def _check_alignment(losses: Any, output: Any, target: Any) -> None:
+    """Refuse an elementwise loss that compares every sample with every other."""
+    if not all(isinstance(value, Tensor) for value in (losses, output, target)):
+        return
+    is_elementwise = losses.ndim == max(output.ndim, target.ndim)
+    if is_elementwise and output.ndim != target.ndim:
+        raise ValueError(
+            "`loss` should compare the output with a target of the same shape: the axis of the "
+            "batch is the first one of both, but broadcasting aligns the last ones, so that every "
+            f"sample is compared with every other. Found {list(output.shape)} and "
+            f"{list(target.shape)}. Try `unsqueeze` or `squeeze` on one of them."
+        )
 
 
 def _check_per_sample(losses: Any) -> None:

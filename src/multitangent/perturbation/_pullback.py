@@ -114,6 +114,9 @@ def _pulled_back(
     for parameter, gradient in zip(parameters, derivatives, strict=True):
         if gradient is None:
             continue
+        if gradient.is_sparse:  # of an embedding: its own already
+            result[parameter] = gradient
+            continue
         if not gradient.is_contiguous() or gradient.data_ptr() in memory:
             gradient = gradient.clone(memory_format=torch.contiguous_format)
         memory.add(gradient.data_ptr())

@@ -30,8 +30,8 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
     """The sites of a model: the named ones, or the default.
 
     By default, for an ``nn.Sequential`` each child with trainable parameters together with the
-    parameter-free ones after it, otherwise every leaf module with trainable parameters, and whole
-    those of PyTorch's own modules that hold some next to other modules (attention).
+    parameter-free ones after it, otherwise every module with trainable parameters of its own and
+    none in others inside it, and whole those of PyTorch's own modules that have both (attention).
 
     Raises:
         ValueError: If a name is unknown, a site lies inside another, there is none, or a trainable
@@ -72,9 +72,9 @@ def _layers(model: nn.Module) -> list[Site]:
     for name, module in model.named_modules():
         if not _is_trainable(module) or any(name.startswith(f"{site.name}.") for site in sites):
             continue
-        leaf = not any(True for _ in module.children())
         owner = any(p.requires_grad for p in module.parameters(recurse=False))
-        if leaf or (owner and type(module).__module__.startswith("torch.nn.")):
+        of_torch = type(module).__module__.startswith("torch.nn.")
+        if owner and (of_torch or not any(_is_trainable(child) for child in module.children())):
             sites.append(Site(name, (module,)))
     return sites
 

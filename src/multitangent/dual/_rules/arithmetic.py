@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from multitangent.dual._algebra import add, primal, scaled, tangents, times
+from multitangent.dual._backward import finite
 from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._product import Product
-from multitangent.dual._registry import register_rule
+from multitangent.dual._registry import not_dense, register_rule
+from multitangent.dual._rules.local import elementwise
 
 
 @register_rule(torch.add, Tensor.add)
@@ -53,6 +55,8 @@ def _scaled(x: DualTensor, number: float) -> Tensor | Product:
 
 @register_rule(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)
 def _multiply(out: Tensor, x: Any, y: Any) -> Tensor | Product:
+    if out.layout is not torch.strided:
+        raise not_dense(torch.mul)
     if isinstance(y, (int, float)):
         return times(x, int(y) if isinstance(y, bool) else y)
     return add(scaled(x, y, out.ndim), scaled(y, x, out.ndim))
@@ -80,27 +84,18 @@ def _negate(out: Tensor, x: Any) -> Product:
 
 
 @register_rule(torch.pow, Tensor.pow, Tensor.__pow__)
-def _power(out: Tensor, x: Any, exponent: Any) -> Tensor | Product:
-    base, power = primal(x), primal(exponent)
-    slope = None
-    if type(x) is DualTensor:
-        # At exponent 0 the value is constant, at 1 the slope is: neither should see 0 * inf.
-        slope = (
-            torch.zeros_like(base)
-            if isinstance(power, (int, float)) and power == 0
-            else (power * torch.pow(base, power - 1))
-        )
-        if isinstance(power, Tensor):
-            slope = torch.where(power == 0, torch.zeros_like(slope), slope)
-        elif type(exponent) is not DualTensor:
-            return times(x, slope)
-    growth = None
-    if type(exponent) is DualTensor:
-        logarithm = torch.log(torch.as_tensor(base, dtype=out.dtype, device=out.device))
-        growth = torch.where((out == 0) & (power >= 0), torch.zeros_like(out), out * logarithm)
-    return add(scaled(x, slope, out.ndim), scaled(exponent, growth, out.ndim))
+def _power(out: Tensor, x: Any, exponent: Any) -> Any:
+    if not isinstance(exponent, (int, float)):
+        return elementwise(torch.pow, out, x, exponent)
+    base = x.primal
+    if exponent == 0:  # constant, and without 0 * inf
+        return times(x, torch.zeros_like(base))
+    slope = exponent * torch.pow(base, exponent - 1)
+    if 0 < exponent < 1:  # infinite at zero, and no factor that may grow further
+        return x.tangents * finite(slope)
+    return times(x, slope)
 
 
 @register_rule(Tensor.__rpow__)
-def _power_of(out: Tensor, exponent: Any, x: Any) -> Tensor | Product:
+def _power_of(out: Tensor, exponent: Any, x: Any) -> Any:
     return _power(out, x, exponent)

@@ -33,7 +33,9 @@ def _of_weight(x: Tensor, weight: Any) -> Tensor | None:
     return product.reshape(*x.shape[:-1], t.shape[0], -1).movedim(-2, 0)
 
 
-@register_rule(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
+@register_rule(
+    torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.mv, Tensor.mv
+)
 def _matmul(out: Tensor, x: Any, y: Any) -> Tensor:
     return add(_left(x, primal(y)), _right(primal(x), y))
 
@@ -60,6 +62,8 @@ def _right(x: Tensor, y: Any) -> Tensor | None:
     """The tangents of ``x @ y`` through y."""
     if type(y) is not DualTensor:
         return None
+    if x.layout is not torch.strided:
+        return _sparse_product(x, full(y))
     t = full(y, -1 if y.primal.ndim == 1 else -2)
     if y.primal.ndim == 1:
         t = t.unsqueeze(-1)
@@ -67,6 +71,22 @@ def _right(x: Tensor, y: Any) -> Tensor | None:
     row = x.unsqueeze(0) if x.ndim == 1 else x
     product = torch.matmul(row, _lead(t, row.ndim))
     return _drop(product, x.ndim == 1, y.primal.ndim == 1)
+
+
+@register_rule(torch.sparse.mm)
+def _sparse_mm(out: Tensor, x: Any, y: Any, reduce: str = "sum") -> Tensor:
+    if reduce != "sum":
+        raise ValueError(
+            f"`reduce` of torch.sparse.mm should be 'sum' where tangents are carried. Found "
+            f"{reduce!r}. Try `scatter_reduce`."
+        )
+    return _matmul(out, x, y)
+
+
+def _sparse_product(x: Tensor, t: Tensor) -> Tensor:
+    """A sparse matrix times tangents ``[K, N]`` or ``[K, N, D]``, as columns of one matrix."""
+    product: Tensor = x.to(t.dtype) @ t.movedim(1, 0).flatten(1)
+    return product.reshape(len(product), len(t), *t.shape[2:]).movedim(0, 1)
 
 
 def _lead(t: Tensor, ndim: int) -> Tensor:
@@ -82,7 +102,7 @@ def _drop(product: Tensor, row: bool, column: bool) -> Tensor:
     return product.squeeze(-2) if row else product
 
 
-@register_rule(torch.addmm, Tensor.addmm)
+@register_rule(torch.addmm, Tensor.addmm, torch.sparse.addmm)
 def _addmm(out: Tensor, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:
     shift = tangents(bias, out.ndim)
     dual = type(x) is DualTensor or type(y) is DualTensor

@@ -10,9 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import times
+from multitangent.dual._backward import finite
 from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._product import Product
 from multitangent.dual._registry import register_rule
+from multitangent.dual._rules.local import elementwise
+
+_SIXTH = 0.1666666716337204  # of single precision, as PyTorch has it
 
 
 def _elementwise(*functions: Callable[..., Any], derivative: Callable[..., Tensor]) -> None:
@@ -27,7 +31,6 @@ _elementwise(torch.exp, Tensor.exp, derivative=lambda y, x: y.clone())
 _elementwise(torch.expm1, Tensor.expm1, derivative=lambda y, x: y + 1)
 _elementwise(torch.log, Tensor.log, derivative=lambda y, x: 1 / x)
 _elementwise(torch.log1p, Tensor.log1p, derivative=lambda y, x: 1 / (1 + x))
-_elementwise(torch.sqrt, Tensor.sqrt, derivative=lambda y, x: 0.5 / y)
 _elementwise(torch.rsqrt, Tensor.rsqrt, derivative=lambda y, x: -0.5 * y / x)
 _elementwise(torch.reciprocal, Tensor.reciprocal, derivative=lambda y, x: -y * y)
 _elementwise(torch.square, Tensor.square, derivative=lambda y, x: 2 * x)
@@ -37,6 +40,13 @@ _elementwise(torch.cos, Tensor.cos, derivative=lambda y, x: -torch.sin(x))
 _elementwise(torch.tanh, Tensor.tanh, F.tanh, derivative=lambda y, x: 1 - y * y)
 _elementwise(torch.sigmoid, Tensor.sigmoid, F.sigmoid, derivative=lambda y, x: y * (1 - y))
 _elementwise(torch.relu, Tensor.relu, F.relu, derivative=lambda y, x: y.sign())
+_elementwise(F.hardsigmoid, derivative=lambda y, x: ((x > -3) & (x < 3)) * x.new_tensor(_SIXTH))
+
+
+@register_rule(torch.sqrt, Tensor.sqrt)
+def _sqrt(out: Tensor, x: Any) -> Tensor:
+    slope: Tensor = x.tangents * finite(0.5 / out)  # not a factor that may grow further
+    return slope
 
 
 @register_rule(F.leaky_relu)
@@ -49,6 +59,13 @@ def _leaky_relu(out: Tensor, x: Any, negative_slope: float = 0.01) -> Product:
 def _silu(out: Tensor, x: Any) -> Product:
     gate = torch.sigmoid(x.primal)
     return times(x, gate + out * (1 - gate))
+
+
+@register_rule(F.mish)
+def _mish(out: Tensor, x: Any) -> Product:
+    z = x.primal
+    gate = torch.tanh(F.softplus(z))
+    return times(x, gate + z * torch.sigmoid(z) * (1 - gate * gate))
 
 
 @register_rule(F.gelu)
@@ -64,16 +81,13 @@ def _softplus(out: Tensor, x: Any, beta: float = 1.0, threshold: float = 20.0) -
     return times(x, torch.where(z > threshold, torch.ones_like(z), torch.sigmoid(z)))
 
 
-@register_rule(torch.clamp, Tensor.clamp)
-def _clamp(out: Tensor, x: Any, min: Any = None, max: Any = None) -> Tensor:
-    if type(x) is not DualTensor or any(type(bound) is DualTensor for bound in (min, max)):
-        raise NotImplementedError(
-            "`min` and `max` of clamp should not carry tangents. Found a bound that depends on a "
-            "perturbed value. Try torch.minimum or torch.maximum."
-        )
+@register_rule(torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
+def _clamp(out: Tensor, x: Any, min: Any = None, max: Any = None) -> Any:
+    if type(x) is not DualTensor or any(isinstance(bound, Tensor) for bound in (min, max)):
+        return elementwise(torch.clamp, out, x, min, max)
     inside = torch.ones_like(out, dtype=torch.bool)
     if min is not None:
         inside &= x.primal >= min
     if max is not None:
         inside &= x.primal <= max
-    return x.tangents.reshape(-1, *[1] * (out.ndim - x.primal.ndim), *x.tangents.shape[1:]) * inside
+    return x.tangents * inside

@@ -13,6 +13,7 @@ from multitangent.dual._dispatch import copy_from, set_item
 from multitangent.dual._dual_tensor import DualTensor, pad_rows
 from multitangent.dual._fallback import jvp_by_vmap
 from multitangent.dual._registry import register_rule, register_views
+from multitangent.dual._rules.scattering import refuse_frequencies
 
 
 def _is_advanced(index: Any) -> bool:
@@ -116,8 +117,16 @@ def _masked_fill(out: Tensor, x: Any, mask: Tensor, value: Any) -> Tensor:
 
 @register_rule(F.embedding)
 def _embedding(
-    out: Tensor, input: Tensor, weight: Any, padding_idx: int | None = None, *rest: Any, **_: Any
+    out: Tensor,
+    input: Tensor,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> Tensor:
+    refuse_frequencies(scale_grad_by_freq, weight)
     t = full(weight)
     if padding_idx is not None:  # whose row is never trained
         t = t.index_fill(1, torch.tensor(padding_idx % t.shape[1], device=t.device), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import each_sample, full
-from multitangent.dual._registry import register_rule
+from multitangent.dual._registry import register_composite, register_rule
 
 
 def _register_average(function: Callable[..., Tensor], spatial: int) -> None:
@@ -55,3 +56,23 @@ _register_max(F.max_pool3d_with_indices, 3, F.max_pool3d, torch.max_pool3d)
 _register_max(F.adaptive_max_pool1d_with_indices, 1, F.adaptive_max_pool1d)
 _register_max(F.adaptive_max_pool2d_with_indices, 2, F.adaptive_max_pool2d)
 _register_max(F.adaptive_max_pool3d_with_indices, 3, F.adaptive_max_pool3d)
+
+
+def _register_power(function: Callable[..., Tensor], average: Any, spatial: int) -> None:
+    @register_composite(function)
+    def _power_average(
+        input: Tensor,
+        norm_type: float,
+        kernel_size: Any,
+        stride: Any = None,
+        ceil_mode: bool = False,
+    ) -> Tensor:
+        """The p-th root of the sum of p-th powers."""
+        count = kernel_size**spatial if isinstance(kernel_size, int) else math.prod(kernel_size)
+        mean = average(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
+        return (torch.sign(mean) * torch.relu(torch.abs(mean)) * count).pow(1.0 / norm_type)
+
+
+_register_power(F.lp_pool1d, F.avg_pool1d, 1)
+_register_power(F.lp_pool2d, F.avg_pool2d, 2)
+_register_power(F.lp_pool3d, F.avg_pool3d, 3)
