@@ -1,6 +1,7 @@
 """Dual tensors: a primal with K tangents, pushed through unmodified PyTorch code."""
 
 from multitangent.dual import _rules as _rules  # registers the rules
+from multitangent.dual._adopted import ordinary_afterwards
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
 from multitangent.dual._custom_function import custom_functions
 from multitangent.dual._deferred import Deferred, Drawn
@@ -37,6 +38,7 @@ __all__ = [
     "function_name",
     "has_rule",
     "is_query",
+    "ordinary_afterwards",
     "pad_rows",
     "primal",
     "record_fallbacks",

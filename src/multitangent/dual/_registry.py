@@ -98,6 +98,34 @@ def accepts(rule: Rule, kwargs: dict[str, Any]) -> bool:
     return named is None or kwargs.keys() <= named
 
 
+def by_position(rule: Rule, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a function that was called by names alone, the first of them by position.
+
+    Rules have PyTorch's names, but for the first argument.
+    """
+    first, *others = (
+        p.name
+        for p in list(inspect.signature(rule).parameters.values())[1:]
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+    )
+    rest = dict(kwargs)
+    first = first if first in rest else "input"
+    args = [rest.pop(first)] if first in rest else []
+    for name in others if args else ():
+        if name not in rest:
+            break
+        args.append(rest.pop(name))
+    return tuple(args), rest
+
+
+_USUAL_NAMES = {"axis": "dim", "keepdims": "keepdim", "x2": "other"}
+
+
+def usual_names(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by the names that rules have, where PyTorch takes NumPy's too."""
+    return {_USUAL_NAMES.get(name, name): value for name, value in kwargs.items()}
+
+
 @functools.cache
 def _names(rule: Rule) -> frozenset[str] | None:
     """The names of a rule's arguments, ``None`` if it takes any."""

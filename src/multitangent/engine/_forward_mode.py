@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -9,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from multitangent.dual import Drawn, DualTensor, add_to, pad_rows, primal
+from multitangent.dual import Drawn, DualTensor, add_to, ordinary_afterwards, pad_rows, primal
 from multitangent.dual import tangents as tangents_of
 from multitangent.engine._engine import Derivatives
 from multitangent.objective import Evaluation
@@ -39,11 +40,11 @@ class ForwardMode:
     def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
         inject = partial(_add_tangents, tangents)
         if run.batch.size <= self.micro_batch and not tangents.needs & Needs.OUTPUT:
-            primal_losses, pushed = None, [_split(run.record(inject), tangents)]
+            primal_losses, pushed = None, [_pushed(partial(run.record, inject), tangents)]
         else:
             primal_losses = run.prepare()
             pushed = [
-                _split(run.evaluate(part, inject, reuse=True), tangents)
+                _pushed(partial(run.evaluate, part, inject, reuse=True), tangents)
                 for part in run.batch.split(self.micro_batch)
             ]
         losses, jvps, outputs = zip(*pushed, strict=True)
@@ -81,8 +82,18 @@ def _aligned(rows: Tensor, ndim: int) -> Tensor:
     return rows.reshape(len(rows), *[1] * (ndim + 1 - rows.ndim), *rows.shape[1:])
 
 
+def _pushed(
+    evaluate: Callable[[], Evaluation], tangents: Tangents
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses ``[b]``, their derivatives ``[K, b]``, and those of the output if they are needed.
+
+    What the model keeps, such as a buffer that it wrote into, keeps no tangents.
+    """
+    with ordinary_afterwards():
+        return _split(evaluate(), tangents)
+
+
 def _split(evaluation: Evaluation, tangents: Tangents) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses ``[b]``, their derivatives ``[K, b]``, and those of the output if they are needed."""
     losses, jvps = split_dual(evaluation.losses, tangents.num_tangents)
     if not tangents.needs & Needs.OUTPUT_TANGENTS:
         return losses, jvps, None

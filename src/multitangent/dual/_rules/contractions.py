@@ -34,8 +34,8 @@ def _of_weight(x: Tensor, weight: Any) -> Tensor | None:
 
 
 @register_rule(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
-def _matmul(out: Tensor, x: Any, y: Any) -> Tensor:
-    return add(_left(x, primal(y)), _right(primal(x), y))
+def _matmul(out: Tensor, input: Any, other: Any) -> Tensor:
+    return add(_left(input, primal(other)), _right(primal(input), other))
 
 
 @register_rule(Tensor.__rmatmul__)

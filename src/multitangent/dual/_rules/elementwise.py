@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import times
-from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._algebra import add, primal, scaled, times
 from multitangent.dual._product import Product
 from multitangent.dual._registry import register_rule
 
@@ -64,16 +63,18 @@ def _softplus(out: Tensor, x: Any, beta: float = 1.0, threshold: float = 20.0) -
     return times(x, torch.where(z > threshold, torch.ones_like(z), torch.sigmoid(z)))
 
 
-@register_rule(torch.clamp, Tensor.clamp)
+@register_rule(torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
 def _clamp(out: Tensor, x: Any, min: Any = None, max: Any = None) -> Tensor:
-    if type(x) is not DualTensor or any(type(bound) is DualTensor for bound in (min, max)):
-        raise NotImplementedError(
-            "`min` and `max` of clamp should not carry tangents. Found a bound that depends on a "
-            "perturbed value. Try torch.minimum or torch.maximum."
-        )
+    value, low, high = primal(x), primal(min), primal(max)
     inside = torch.ones_like(out, dtype=torch.bool)
-    if min is not None:
-        inside &= x.primal >= min
-    if max is not None:
-        inside &= x.primal <= max
-    return x.tangents.reshape(-1, *[1] * (out.ndim - x.primal.ndim), *x.tangents.shape[1:]) * inside
+    below, above = torch.zeros_like(inside), torch.zeros_like(inside)
+    if low is not None:
+        inside &= value >= low
+        below |= value < low
+    if high is not None:
+        inside &= value <= high
+        above |= value > high
+    if low is not None and high is not None:
+        crossed = torch.as_tensor(high < low, device=out.device)
+        below, above = below & (low < high), above | crossed
+    return add(*(scaled(*pair, out.ndim) for pair in ((x, inside), (min, below), (max, above))))

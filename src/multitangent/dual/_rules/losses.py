@@ -84,7 +84,9 @@ def _mse_loss(
     jvps = add(scaled(x, difference, difference.ndim), scaled(y, -difference, difference.ndim))
     if reduction == "none":
         return jvps
-    summed = jvps.expand(jvps.shape[0], *difference.shape).flatten(1).sum(1)
+    summed = jvps.expand(jvps.shape[0], *difference.shape)
+    if difference.ndim:
+        summed = summed.flatten(1).sum(1)
     if reduction == "sum":
         return summed
     return summed / (difference.numel() if weight is None else weight.expand_as(difference).sum())

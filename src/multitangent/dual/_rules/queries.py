@@ -8,7 +8,7 @@ from torch import Tensor
 from multitangent.dual._registry import register_nondifferentiable, register_rule
 
 _METHODS = """
-    __bool__ __contains__ __eq__ __float__ __floordiv__ __format__ __ge__ __gt__
+    __bool__ __contains__ __eq__ __float__ __floordiv__ __rfloordiv__ __format__ __ge__ __gt__
     __hash__ __index__ __int__ __le__ __len__ __lt__ __ne__ all allclose any argmax argmin
     argsort bool ceil data_ptr detach dim dim_order element_size eq equal floor floor_divide ge
     get_device gt heaviside int is_complex is_conj is_contiguous is_cuda is_floating_point
@@ -33,11 +33,14 @@ register_nondifferentiable(
 )
 
 
-@register_rule(Tensor.numpy, Tensor.__array__)
+@register_rule(
+    Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__reduce_ex__, Tensor.__deepcopy__,
+)  # fmt: skip
 def _leave(out: object, x: Tensor, *args: object, **kwargs: object) -> Tensor:
     raise RuntimeError(
-        "A tensor that carries tangents should stay one of PyTorch's: NumPy would lose them. Found "
-        "a conversion to an array. Try `.detach()` before it, if no gradient is to pass."
+        "A tensor that carries tangents should stay one of PyTorch's: an array, a copy by `copy` "
+        "and a file would lose them. Found a conversion into one. Try `.detach()` before it, if no "
+        "gradient is to pass, or `.clone()` for a copy."
     )
 
 
