@@ -277,6 +277,16 @@ def test_any_argument_may_be_the_source_of_a_view():
     assert_as_backward(function, 3, 4)
 
 
+def test_a_view_is_read_after_a_write_to_its_source():
+    def function(x):
+        y = x * 1
+        d = y.diagonal()
+        y.mul_(2)
+        return d * d
+
+    assert_as_backward(function, 3, 3)
+
+
 def set_by(index, *value_shape):
     def function(x):
         y = x * 1

@@ -3,11 +3,12 @@
 from multitangent.dual import _rules as _rules  # registers the rules
 from multitangent.dual._adopted import ordinary_afterwards
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
-from multitangent.dual._custom_function import custom_functions
 from multitangent.dual._deferred import Deferred, Drawn
 from multitangent.dual._dispatch import result_of
-from multitangent.dual._dual_tensor import DualTensor, pad_rows
+from multitangent.dual._dual_tensor import DualTensor, as_parameter, pad_rows
+from multitangent.dual._foreign_functions import foreign_functions
 from multitangent.dual._grad_mode import ObeyedGradMode, constant
+from multitangent.dual._graph import GRAPH_QUERIES
 from multitangent.dual._kernels import FASTER
 from multitangent.dual._registry import (
     COMPOSITES,
@@ -24,6 +25,7 @@ from multitangent.dual._rules.attention import attention_with_dropout
 __all__ = [
     "COMPOSITES",
     "FASTER",
+    "GRAPH_QUERIES",
     "Deferred",
     "Drawn",
     "DualTensor",
@@ -31,9 +33,10 @@ __all__ = [
     "ObeyedGradMode",
     "add",
     "add_to",
+    "as_parameter",
     "attention_with_dropout",
     "constant",
-    "custom_functions",
+    "foreign_functions",
     "full_tangents",
     "function_name",
     "has_rule",

@@ -13,6 +13,7 @@ from multitangent.dual._arguments import find_duals, map_duals, primals
 from multitangent.dual._dual_tensor import DualTensor, make_dual
 from multitangent.dual._fallback import fallback
 from multitangent.dual._grad_mode import constant
+from multitangent.dual._graph import GRAPH_QUERIES
 from multitangent.dual._kernels import FASTER
 from multitangent.dual._product import Product, carried
 from multitangent.dual._registry import (
@@ -69,6 +70,8 @@ def _is_written(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
 def _without_rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in NONDIFFERENTIABLE:
         return func(*primals(args), **primals(kwargs))
+    if func in GRAPH_QUERIES:
+        return GRAPH_QUERIES[func](*args)
     name = getattr(func, "__name__", "")
     if name == "__get__":
         return _attribute(func, args)

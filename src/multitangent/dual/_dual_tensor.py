@@ -49,6 +49,7 @@ class DualTensor(Tensor):
     _writes: list[int]
     _seen: int
     _carried: torch.dtype
+    _is_param: bool = False  # for `isinstance(x, nn.Parameter)`
 
     @staticmethod
     def __new__(cls, primal: Tensor, tangents: Tensor) -> DualTensor:
@@ -182,6 +183,13 @@ def _not_a_view() -> NotImplementedError:
         "that can be taken of tangents too, such as slices and reshapes. Found another one. Try "
         "`.clone()` before the write."
     )
+
+
+def as_parameter(value: Tensor) -> Tensor:
+    """The same tensor, which counts as a parameter and as a leaf if it carries tangents."""
+    if type(value) is DualTensor:
+        value._is_param = True
+    return value
 
 
 def expanded(dual: DualTensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from multitangent.dual._arguments import find_duals, primals
+from multitangent.dual._graph import GRAPH_QUERIES
 
 
 class ObeyedGradMode(TorchFunctionMode):
@@ -36,6 +37,8 @@ def constant(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
 
     As in backpropagation, a tensor that is written in place keeps the derivatives that it had.
     """
+    if func in GRAPH_QUERIES:
+        return func(*args)
     out = func(*primals(args), **primals(dict(kwargs)))
     return next((d for d in find_duals((args, dict(kwargs))) if d.primal is out), _apart(out))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from multitangent.dual import custom_functions, primal
+from multitangent.dual import foreign_functions, primal
 from multitangent.objective._batch import Batch, arguments, whole_batch
 from multitangent.objective._batch_mode import BatchMode
 from multitangent.objective._batch_norm import Statistics, counts_batches
@@ -19,6 +19,7 @@ from multitangent.objective._per_sample_loss import PerSampleLoss
 from multitangent.objective._preserved import preserved
 from multitangent.objective._record import BatchRecord
 from multitangent.objective._replaced import replaced
+from multitangent.objective._uncompiled import uncompiled
 from multitangent.tangents import Stream
 
 
@@ -133,7 +134,7 @@ class Objective:
         )
         device = _device_of(part)
         random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with random, custom_functions(), torch.enable_grad(), mode:
+        with random, uncompiled(), foreign_functions(), torch.enable_grad(), mode:
             # Other random functions repeat themselves too, for the same split of the batch.
             key = stream.fold_in("other", part.rows.start)
             torch.set_rng_state(stream.generator(torch.device("cpu"), key).get_state())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multitangent.dual import ObeyedGradMode, custom_functions
+from multitangent.dual import ObeyedGradMode, foreign_functions
 from multitangent.objective import Batch, Evaluation, Statistics
 from multitangent.perturbation._perturbation import Inject
 from multitangent.tangents import Stream, Tangents
@@ -56,7 +56,7 @@ class _ArgumentRun:
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
     ) -> Evaluation:
         x = inject(part.inputs, NAME, slice(None))
-        with custom_functions(), torch.enable_grad(), ObeyedGradMode():
+        with foreign_functions(), torch.enable_grad(), ObeyedGradMode():
             values = self._function(x)
         return Evaluation(values, values)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from multitangent.dual import as_parameter
 from multitangent.objective import (
     Batch,
     BatchRecord,
@@ -99,7 +100,7 @@ class _WeightRun:
 
     def _evaluated(self, part: Batch, inject: Inject, statistics: Statistics) -> Evaluation:
         values = {
-            name: inject(parameter.detach(), name, slice(None))
+            name: as_parameter(inject(parameter.detach(), name, slice(None)))
             for name, parameter in self._parameters.items()
         }
         with self._objective.mode(part, self._stream, statistics, record=self._record):

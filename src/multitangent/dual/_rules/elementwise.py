@@ -44,6 +44,15 @@ def _leaky_relu(out: Tensor, x: Any, negative_slope: float = 0.01) -> Product:
     return times(x, slope)
 
 
+@register_rule(F.rrelu)
+def _rrelu(
+    out: Tensor, x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
+) -> Product:
+    z = x.primal
+    drawn = torch.where(z == 0, (lower + upper) / 2, out / z)  # a slope at 0 leaves no trace
+    return times(x, torch.where(z > 0, torch.ones_like(z), drawn))
+
+
 @register_rule(F.silu)
 def _silu(out: Tensor, x: Any) -> Product:
     gate = torch.sigmoid(x.primal)

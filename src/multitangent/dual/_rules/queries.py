@@ -15,7 +15,7 @@ _METHODS = """
     is_inference is_neg is_nonzero is_pinned is_same_size is_set_to is_shared is_signed isclose
     isfinite isinf isnan item le logical_and logical_not logical_or logical_xor long lt
     ndimension ne nelement nonzero numel
-    requires_grad_ retain_grad round sgn sign size storage_offset stride tolist trunc
+    requires_grad_ round sgn sign size storage_offset stride tolist trunc
     untyped_storage
 """.split()  # noqa: SIM905 (a list this long reads better as text)
 
@@ -41,6 +41,14 @@ def _leave(out: object, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         "A tensor that carries tangents should stay one of PyTorch's: an array, a copy by `copy` "
         "and a file would lose them. Found a conversion into one. Try `.detach()` before it, if no "
         "gradient is to pass, or `.clone()` for a copy."
+    )
+
+
+@register_rule(Tensor.register_hook, Tensor.register_post_accumulate_grad_hook)
+def _hook(out: object, x: Tensor, *args: object) -> Tensor:
+    raise NotImplementedError(
+        "A tensor that carries tangents should have no hooks: there is no backward pass that would "
+        "call them. Found one inside a model. Try `register_hook` on parameters."
     )
 
 
