@@ -35,9 +35,14 @@ def _grad_fn(x: DualTensor) -> _NoGraph | None:
     return None if _is_leaf(x) else _NO_GRAPH
 
 
+def _no_operation(x: DualTensor) -> None:
+    """There will be no gradient to retain."""
+
+
+_descriptors: Any = Tensor
 GRAPH_QUERIES: dict[Callable[..., Any], Callable[[DualTensor], Any]] = {
-    Tensor.requires_grad.__get__: _requires_grad,  # type: ignore[attr-defined]
-    Tensor.is_leaf.__get__: _is_leaf,  # type: ignore[attr-defined]
-    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[attr-defined]
-    Tensor.retain_grad: lambda x: None,
+    _descriptors.requires_grad.__get__: _requires_grad,
+    _descriptors.is_leaf.__get__: _is_leaf,
+    _descriptors.grad_fn.__get__: _grad_fn,
+    _descriptors.retain_grad: _no_operation,
 }

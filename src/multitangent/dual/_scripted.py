@@ -11,6 +11,7 @@ from multitangent.dual._fallback import fallback
 
 _KINDS: tuple[Any, ...] = (torch._C.ScriptFunction, torch._C.ScriptMethod)
 CALLS = {kind: kind.__call__ for kind in _KINDS}  # as PyTorch has them
+_unoptimized: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
 # What a run of a part of the batch would do unlike a run of the whole batch.
 _UNLIKE = ("dropout", "batch_norm", "instance_norm", "rand", "bernoulli", "normal_", "uniform_")
 
@@ -27,7 +28,7 @@ def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return plain(self, *args, **kwargs)
 
     function.__name__ = self.name
-    with torch._C.DisableTorchFunction(), torch.jit.optimized_execution(False):
+    with torch._C.DisableTorchFunction(), _unoptimized(False):
         return fallback(function, args, kwargs)
 
 

@@ -25,6 +25,10 @@ from multitangent.objective._dropout import DROPOUTS, Dropout
 from multitangent.objective._record import EXPENSIVE, BatchRecord, PrimalCache
 
 
+class GraphQuery(BaseException):
+    """A model asks a tensor for its graph, in a run that has neither a graph nor tangents."""
+
+
 class BatchMode(TorchFunctionMode):
     """Inside this block a part of a batch is treated as the whole batch would be.
 
@@ -44,6 +48,8 @@ class BatchMode(TorchFunctionMode):
     Attributes:
         dropout: What draws the masks.
         refuse_parameters: Whether trainable parameters would be used where their gradient is lost.
+        is_plain: Whether the run has no tangents, by which a model's questions for the graph of
+            backpropagation are answered.
         records_graph: Whether autograd records what is computed. Gradients are enabled all the
             while, so that a model that switches them off is noticed.
     """
@@ -60,6 +66,7 @@ class BatchMode(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.refuse_parameters = False
+        self.is_plain = False
         self.records_graph = records_graph
         self.dropout = Dropout(generator, rows, batch_size, record, statistics == "update")
         is_whole = rows.stop - rows.start == batch_size
@@ -101,7 +108,7 @@ class BatchMode(TorchFunctionMode):
     ) -> Any:
         """What a function returns where the model has switched gradients off."""
         if func in GRAPH_QUERIES:  # which are about what came before
-            return func(*args)
+            return self._query(func, *args)
 
         def result(*args: Any, **kwargs: Any) -> Any:
             if func in COMPOSITES:
@@ -147,6 +154,11 @@ class BatchMode(TorchFunctionMode):
                 query, key, value, attn_mask, dropout_p, is_causal, **kwargs
             )
 
+    def _query(self, func: Callable[..., Any], x: Tensor) -> Any:
+        if self.is_plain and x.is_floating_point() and not x.requires_grad:
+            raise GraphQuery
+        return func(x)
+
     @staticmethod
     def _call(
         func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -177,6 +189,7 @@ _SPECIAL: dict[Callable[..., Any], Callable[[BatchMode], Callable[..., Any]]] = 
     F.batch_norm: lambda mode: mode._normalization.batch_norm,
     F.instance_norm: lambda mode: mode._normalization.instance_norm,
     F.scaled_dot_product_attention: lambda mode: mode._attention,
+    **dict.fromkeys(GRAPH_QUERIES, lambda mode: mode._query),
 }
 
 

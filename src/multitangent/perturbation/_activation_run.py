@@ -15,11 +15,13 @@ from multitangent.objective import (
     BatchMode,
     BatchRecord,
     Evaluation,
+    GraphQuery,
     Objective,
+    SavedBuffers,
     Statistics,
 )
 from multitangent.perturbation._hooks import Injector, Visitor, observed
-from multitangent.perturbation._perturbation import Inject, no_injection
+from multitangent.perturbation._perturbation import Inject, no_injection, zero_injection
 from multitangent.perturbation._pullback import LocalPullback
 from multitangent.perturbation._sites import Site
 from multitangent.tangents import Needs, Stream, Tangents
@@ -81,13 +83,23 @@ class ActivationRun:
         return self._recorded(inject, record=None)
 
     def prepare(self, *, certainly: bool = False) -> Tensor:
-        return self._recorded(no_injection, record=self._record).losses
+        saved = SavedBuffers(self._objective.model)
+        try:
+            losses = self._recorded(no_injection, record=self._record).losses
+        except GraphQuery:
+            saved.restore()
+            self.tangents.blocks.clear()
+            self._pullback.restart()
+            self._record = BatchRecord(reuse=not self._pullback.recompute)
+            losses = primal(self._recorded(zero_injection, record=self._record).losses)
+        return losses
 
     def _recorded(self, inject: Inject, record: BatchRecord | None) -> Evaluation:
         """Run the whole batch, drawing tangents and recording the layer at every site."""
         objective, batch = self._objective, self.batch
         with torch.no_grad(), objective.mode(batch, self._stream, "update", record=record) as mode:
             mode.refuse_parameters = True
+            mode.is_plain = inject is no_injection
             with observed(self._sites, _Recorder(self, mode, self._pullback, inject)):
                 output = objective.output(batch)
             mode.refuse_parameters = False  # a loss may have parameters of its own

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from multitangent.dual import DualTensor
 from multitangent.objective import Batch, Evaluation, Objective, Statistics
 from multitangent.tangents import Stream, Tangents
 
@@ -89,6 +90,13 @@ class Perturbation(Protocol):
 
     def bind(self, objective: Objective) -> BoundPerturbation:
         """Check the model; returns what makes the runs."""
+
+
+def zero_injection(value: Tensor, name: str, samples: slice) -> Tensor:
+    """The value with a tangent of zero, for models that ask whether there is a gradient."""
+    if isinstance(value, DualTensor):
+        return value
+    return DualTensor(value, value.new_zeros(1, *[1] * value.ndim))
 
 
 def no_injection(value: Tensor, name: str, samples: slice) -> Tensor:

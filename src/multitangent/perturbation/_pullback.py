@@ -40,6 +40,10 @@ class LocalPullback:
         self.recompute = recompute
         self._visits: list[_Visit] = []
 
+    def restart(self) -> None:
+        """Forget what was recorded."""
+        self._visits.clear()
+
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], calls: int) -> None:
         """A layer begins."""
         inputs: Any = None

@@ -8,16 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multitangent.dual import as_parameter
+from multitangent.dual import as_parameter, primal
 from multitangent.objective import (
     Batch,
     BatchRecord,
     Evaluation,
+    GraphQuery,
     Objective,
+    SavedBuffers,
     Statistics,
     normalizes_batches,
 )
-from multitangent.perturbation._perturbation import BoundPerturbation, Inject, no_injection
+from multitangent.perturbation._perturbation import (
+    BoundPerturbation,
+    Inject,
+    no_injection,
+    zero_injection,
+)
 from multitangent.tangents import Stream, Tangents
 
 
@@ -89,7 +96,14 @@ class _WeightRun:
         if not certainly and not any(normalizes_batches(module) for module in modules):
             return None
         self._record = BatchRecord(reuse=False)
-        return self._evaluated(self.batch, no_injection, "update").losses
+        saved = SavedBuffers(self._objective.model)
+        try:
+            losses = self._evaluated(self.batch, no_injection, "update").losses
+        except GraphQuery:
+            saved.restore()
+            self._record = BatchRecord(reuse=False)
+            losses = primal(self._evaluated(self.batch, zero_injection, "update").losses)
+        return losses
 
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
@@ -103,7 +117,8 @@ class _WeightRun:
             name: as_parameter(inject(parameter.detach(), name, slice(None)))
             for name, parameter in self._parameters.items()
         }
-        with self._objective.mode(part, self._stream, statistics, record=self._record):
+        with self._objective.mode(part, self._stream, statistics, record=self._record) as mode:
+            mode.is_plain = inject is no_injection
             output = self._objective.output(part, values)
             return Evaluation(self._objective.losses(output, part), output)
 
