@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_rules import TABLE
 from torch import Tensor, nn
 
 from multitangent.dual import DualTensor, ordinary_afterwards
+from multitangent.dual._arguments import find_duals, map_duals
 from multitangent.dual._dual_tensor import expanded
+from multitangent.dual._fallback import jvp_by_vmap
 
 K = 3
 DTYPE = torch.float64
@@ -549,3 +552,67 @@ NAMED = {
 @pytest.mark.parametrize("name", NAMED)
 def test_arguments_by_name(name):
     assert_as_backward(NAMED[name], 3, 4)
+
+
+def without_rows(dual):
+    return DualTensor(dual.primal, dual.tangents[:0])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_tangents_without_rows_are_zero(name):
+    """As those of new zeros are: alone, and beside others."""
+    function, *args = TABLE[name]
+    kwargs = args.pop() if isinstance(args[-1], dict) else {}
+    duals = list(find_duals((args, kwargs)))
+    for place in range(-1, len(duals) if len(duals) > 1 else 0):
+        chosen = duals if place < 0 else [duals[place]]
+        few, new_kwargs = map_duals(
+            lambda d, chosen=chosen: without_rows(d) if any(d is c for c in chosen) else d,
+            (tuple(args), kwargs),
+        )
+        out = function(*few, **new_kwargs)
+        expected = jvp_by_vmap(function, few, new_kwargs, K)
+        for item, tangents in zip([out] if isinstance(out, Tensor) else out, expected, strict=True):
+            if len(item.tangents):
+                torch.testing.assert_close(expanded(item), tangents.to(item.dtype))
+            else:
+                assert not tangents.any()
+
+
+def classes(target):
+    return lambda x: F.cross_entropy(x, target)
+
+
+TARGETS_OF_LOSSES = {
+    "uint8": classes(torch.tensor([1, 0, 3], dtype=torch.uint8)),
+    "uint8 weight": lambda x: F.cross_entropy(
+        x, torch.tensor([1, 0, 3], dtype=torch.uint8), value(4).abs()
+    ),
+    "uint8 nll": lambda x: F.nll_loss(x, torch.tensor([1, 0, 3], dtype=torch.uint8)),
+    "dual": lambda x: F.cross_entropy(value(3, 4), x.softmax(1)),
+    "both": lambda x: F.cross_entropy(x.sin(), x.softmax(1), reduction="none"),
+    "both smooth": lambda x: F.cross_entropy(x.sin(), x, value(4).abs(), label_smoothing=0.2),
+    "both pixels": lambda x: F.cross_entropy(x[:, :, None], x.exp()[:, :, None], reduction="sum"),
+    "dual one": lambda x: F.cross_entropy(x[0], x[1].softmax(0)),
+    "mse": lambda x: F.mse_loss(value(3, 4), x) + F.mse_loss(x, x.sin()),
+    "mse weight": lambda x: F.mse_loss(value(3, 4), x, weight=x.exp()),
+    "mse broadcast": lambda x: F.mse_loss(x, x[:1].clone(), reduction="none"),
+    "l1": lambda x: F.l1_loss(value(3, 4), x) + F.l1_loss(x.sin(), x),
+    "huber": lambda x: F.huber_loss(value(3, 4), x) + F.smooth_l1_loss(x.sin(), x),
+    "kl": lambda x: F.kl_div(x.log_softmax(1), x.softmax(1), reduction="batchmean"),
+    "kl log": lambda x: F.kl_div(x.log_softmax(1), x.sin().log_softmax(1), log_target=True),
+    "bce": lambda x: F.binary_cross_entropy(x.sigmoid(), x.sin().sigmoid()),
+    "bce logits": lambda x: F.binary_cross_entropy_with_logits(x, x.sigmoid()),
+    "bce uint8": lambda x: F.binary_cross_entropy_with_logits(x, (x > 0).to(x.dtype)),
+    "cosine": lambda x: F.cosine_embedding_loss(x, x.sin(), torch.tensor([1, -1, 1])),
+    "poisson": lambda x: F.poisson_nll_loss(x, x.exp()),
+    "gaussian": lambda x: F.gaussian_nll_loss(x, x.sin(), x.exp()),
+    "triplet": lambda x: F.triplet_margin_loss(x, x.sin(), x.cos()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("name", TARGETS_OF_LOSSES)
+def test_targets_of_losses(name):
+    assert_as_backward(TARGETS_OF_LOSSES[name], 3, 4)

@@ -29,8 +29,8 @@ def _of_weight(x: Tensor, weight: Any) -> Tensor | None:
     if t is None:
         return None
     # One product for all K: [rows, in] x [in, K out].
-    product = linear(x.to(t.dtype), t.reshape(-1, t.shape[-1]))
-    return product.reshape(*x.shape[:-1], t.shape[0], -1).movedim(-2, 0)
+    product = linear(x.to(t.dtype), t.flatten(0, 1))
+    return product.reshape(*x.shape[:-1], *t.shape[:2]).movedim(-2, 0)
 
 
 @register_rule(torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
