@@ -5,7 +5,7 @@ from multitangent.dual._adopted import ordinary_afterwards
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
 from multitangent.dual._deferred import Deferred, Drawn
 from multitangent.dual._dispatch import result_of
-from multitangent.dual._dual_tensor import DualTensor, as_parameter, pad_rows
+from multitangent.dual._dual_tensor import DualTensor, as_parameter, pad_rows, without_base
 from multitangent.dual._foreign_functions import foreign_functions
 from multitangent.dual._grad_mode import ObeyedGradMode, constant
 from multitangent.dual._graph import GRAPH_QUERIES
@@ -50,4 +50,5 @@ __all__ = [
     "result_of",
     "tangents",
     "times",
+    "without_base",
 ]

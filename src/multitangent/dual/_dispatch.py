@@ -20,6 +20,7 @@ from multitangent.dual._registry import (
     DISPATCH,
     FULL_PRECISION,
     NONDIFFERENTIABLE,
+    REFUSED,
     RULES,
     VIEWS,
     accepts,
@@ -70,6 +71,8 @@ def _is_written(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
 def _without_rule(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if func in NONDIFFERENTIABLE:
         return func(*primals(args), **primals(kwargs))
+    if func in REFUSED:
+        raise REFUSED[func]()
     if func in GRAPH_QUERIES:
         return GRAPH_QUERIES[func](*args)
     name = getattr(func, "__name__", "")

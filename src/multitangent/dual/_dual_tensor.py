@@ -185,6 +185,14 @@ def _not_a_view() -> NotImplementedError:
     )
 
 
+def without_base(value: Tensor) -> Tensor:
+    """The same value for autograd to record writes into, where it was a view made without it."""
+    if type(value) is DualTensor:
+        value._primal = without_base(value._primal)
+        return value
+    return value.detach() if value._is_view() and not value.requires_grad else value
+
+
 def as_parameter(value: Tensor) -> Tensor:
     """The same tensor, which counts as a parameter and as a leaf if it carries tangents."""
     if type(value) is DualTensor:

@@ -16,6 +16,7 @@ Rule = Callable[..., Any]
 RULES: dict[Callable[..., Any], Rule] = {}
 VIEWS: set[Callable[..., Any]] = set()
 NONDIFFERENTIABLE: set[Callable[..., Any]] = set()
+REFUSED: dict[Callable[..., Any], Callable[[], Exception]] = {}
 FULL_PRECISION: set[Callable[..., Any]] = set()
 COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 DISPATCH: list[Callable[..., Any]] = []  # what computes a function of dual tensors, once it is set
@@ -88,6 +89,11 @@ def register_full_precision(*functions: Callable[..., Any]) -> None:
 def register_nondifferentiable(*functions: Callable[..., Any]) -> None:
     """Mark functions whose results do not carry tangents: queries, comparisons, `detach`."""
     NONDIFFERENTIABLE.update(functions)
+
+
+def register_refused(*functions: Callable[..., Any], error: Callable[[], Exception]) -> None:
+    """Mark functions that would lose tangents, with the error that says so."""
+    REFUSED.update(dict.fromkeys(functions, error))
 
 
 def accepts(rule: Rule, kwargs: dict[str, Any]) -> bool:

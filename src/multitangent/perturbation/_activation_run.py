@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from multitangent.dual import DualTensor, primal
+from multitangent.dual import DualTensor, primal, without_base
 from multitangent.objective import (
     Batch,
     BatchMode,
@@ -187,11 +188,14 @@ class _Recorder(Visitor):
         self._pullback = pullback
         self._inject = inject
 
-    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         super().enter(site, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            args, kwargs = pytree.tree_map_only(Tensor, without_base, (args, kwargs))
         self._mode.refuse_parameters = False
         self._mode.records_graph = not self._pullback.recompute
         self._pullback.enter(site, args, kwargs, self._mode.dropout.calls)
+        return args, kwargs
 
     def leave(self, site: Site, output: Any) -> Any:
         if not self._ends(site):

@@ -22,8 +22,8 @@ class Visitor(ABC):
         self._remaining = 0
         self._counts: dict[str, int] = {}
 
-    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the first module of a site runs."""
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the first module of a site runs; may return other ``(args, kwargs)``."""
         if site is not self._active:
             self._active = site
             self._remaining = site.modules.count(site.modules[-1])
@@ -62,9 +62,8 @@ def observed(sites: Sequence[Site], visitor: Visitor) -> Iterator[None]:
     A site that runs while the model has switched gradients off is none: no gradient leads there.
     """
 
-    def enter(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():
-            visitor.enter(site, args, kwargs)
+    def enter(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return visitor.enter(site, args, kwargs) if torch.is_grad_enabled() else None
 
     def leave(site: Site, output: Any) -> Any:
         return visitor.leave(site, output) if torch.is_grad_enabled() else output

@@ -59,6 +59,13 @@ def _silu(out: Tensor, x: Any) -> Product:
     return times(x, gate + out * (1 - gate))
 
 
+@register_rule(F.mish)
+def _mish(out: Tensor, x: Any) -> Product:
+    z = x.primal
+    gate = torch.tanh(F.softplus(z))
+    return times(x, gate + z * torch.sigmoid(z) * (1 - gate * gate))
+
+
 @register_rule(F.gelu)
 def _gelu(out: Tensor, x: Any, approximate: str = "none") -> Product:
     z = x.primal

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multitangent.dual._registry import register_nondifferentiable, register_rule
+from multitangent.dual._registry import (
+    register_nondifferentiable,
+    register_refused,
+    register_rule,
+)
 
 _METHODS = """
     __bool__ __contains__ __eq__ __float__ __floordiv__ __rfloordiv__ __format__ __ge__ __gt__
@@ -33,23 +37,28 @@ register_nondifferentiable(
 )
 
 
-@register_rule(
-    Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__reduce_ex__, Tensor.__deepcopy__,
+register_refused(
+    Tensor.numpy, Tensor.__array__, Tensor.__dlpack__,
+    error=lambda: RuntimeError(
+        "A tensor that carries tangents should stay one of PyTorch's: NumPy would lose them. Found "
+        "a conversion to an array. Try `.detach()` before it, if no gradient is to pass."
+    ),
 )  # fmt: skip
-def _leave(out: object, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-    raise RuntimeError(
-        "A tensor that carries tangents should stay one of PyTorch's: an array, a copy by `copy` "
-        "and a file would lose them. Found a conversion into one. Try `.detach()` before it, if no "
-        "gradient is to pass, or `.clone()` for a copy."
-    )
-
-
-@register_rule(Tensor.register_hook, Tensor.register_post_accumulate_grad_hook)
-def _hook(out: object, x: Tensor, *args: object) -> Tensor:
-    raise NotImplementedError(
+register_refused(
+    Tensor.__reduce_ex__, Tensor.__deepcopy__,
+    error=lambda: RuntimeError(
+        "A tensor that carries tangents should be copied by `.clone()`: `copy`, `pickle` and "
+        "`torch.save` would lose them. Found one of those. Try `.detach()` before it, if no "
+        "gradient is to pass."
+    ),
+)  # fmt: skip
+register_refused(
+    Tensor.register_hook, Tensor.register_post_accumulate_grad_hook,
+    error=lambda: NotImplementedError(
         "A tensor that carries tangents should have no hooks: there is no backward pass that would "
         "call them. Found one inside a model. Try `register_hook` on parameters."
-    )
+    ),
+)  # fmt: skip
 
 
 @register_rule(
