@@ -139,9 +139,8 @@ def gather_messages(m, x):
     total = torch.zeros(len(x), 3, dtype=x.dtype)
     total.index_add_(1, NODES, h.tanh())
     total.scatter_add_(1, NODES[:3].expand(len(x), 3), h[:, :3])
-    largest = torch.full((len(x), 3), -9.0, dtype=x.dtype)
-    largest.scatter_reduce_(1, NODES.expand(len(x), 6), h, "amax")
-    return m.parts[1](torch.cat([total, largest], 1))
+    total[:, 0] += h[:, 1]
+    return m.parts[1](torch.cat([total, total.sin()], 1))
 
 
 def fill_by_position(m, x):
@@ -191,6 +190,31 @@ def write_masked(m, x):
 )  # fmt: skip
 def test_tensors_made_inside_a_model(function, perturb, micro_batch):
     assert_right(layers(function), data(5, 6), data(5, 2), perturb, micro_batch)
+
+
+def test_tensors_made_inside_a_model_in_lower_precision():
+    model = layers(fill_by_position).float()
+    x, y = data(5, 6).float(), data(5, 2).float()
+    SQUARE(model(x), y).backward()
+    expected = gradients(model)
+    source = StandardBasis(40)
+    ForwardGradient(model, SQUARE, source, Projection(), tangent_dtype=torch.bfloat16)(x, y)
+    assert relative_error(gradients(model), expected) <= 0.05
+
+
+def test_curvature_of_a_model_that_writes_into_zeros():
+    model, x, y = layers(gather_messages), data(5, 6), data(5, 2)
+    gradient = ForwardGradient(model, SQUARE, StandardBasis(40))
+    gradient(x, y)
+    direction = {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    def loss(t):
+        moved = {name: p + t * direction[name] for name, p in model.named_parameters()}
+        return SQUARE(torch.func.functional_call(model, moved, (x,)), y)
+
+    zero = torch.zeros((), dtype=DTYPE)
+    curvature = torch.func.grad(torch.func.grad(loss))(zero)
+    torch.testing.assert_close(gradient.along(direction).curvature, curvature.detach())
 
 
 @SPLIT

@@ -51,12 +51,10 @@ def adopt(tensor: Tensor, carried: torch.dtype) -> DualTensor:
         carried: The type of its tangents.
     """
     base = tensor if tensor._base is None else tensor._base
-    if type(base) is DualTensor:
-        views = [tensor]
-    else:
-        # A view keeps its base alive, and nobody else but this frame does.
-        is_shared = base._use_count() > 1  # type: ignore[attr-defined]
-        views = _views_of(base) if is_shared else []
+    views = [] if base is tensor else [tensor]
+    if type(base) is not DualTensor:
+        if base._use_count() > 1 + len(views):  # type: ignore[attr-defined]
+            views = _views_of(base)  # a view keeps its base alive: there are others
         _change(base, carried)
     for view in views:
         replay = _replay(view, base)

@@ -101,15 +101,16 @@ def _set_item(out: Tensor, x: Any, index: Any, value: Any) -> Tensor:
 def _both(out: Tensor, x: Any, source: Any) -> tuple[Tensor, Tensor]:
     """Tangents of a target, to be written into, and of what is written, with as many rows."""
     target, written = full_tangents(x), full_tangents(source)
-    count = max(len(t) for t in (target, written) if t is not None)
+    known = [t for t in (target, written) if t is not None]
+    count = max(map(len, known))
     if target is None:
-        target = out.new_zeros(count, *out.shape)
+        target = known[0].new_zeros(count, *out.shape)
     else:
         target = pad_rows(target, count).clone(memory_format=torch.contiguous_format)
     if written is None:
         shape = source.shape if isinstance(source, Tensor) else ()
         written = target.new_zeros(1, *[1] * len(shape)).expand(count, *shape)
-    return target, pad_rows(written, count)
+    return target, pad_rows(written, count).to(target.dtype)
 
 
 @register_rule(torch.index_add, Tensor.index_add)
@@ -117,13 +118,15 @@ def _index_add(
     out: Tensor, input: Any, dim: int, index: Tensor, source: Any, *, alpha: float = 1
 ) -> Tensor:
     target, written, axis = _along(out, input, dim, source)
-    return target.index_add(axis, index.reshape(-1), written, alpha=alpha).reshape(-1, *out.shape)
+    added = target.index_add(axis, index.reshape(-1), written, alpha=alpha)
+    return added.reshape(len(target), *out.shape)
 
 
 @register_rule(torch.index_copy, Tensor.index_copy)
 def _index_copy(out: Tensor, input: Any, dim: int, index: Tensor, source: Any) -> Tensor:
     target, written, axis = _along(out, input, dim, source)
-    return target.index_copy(axis, index.reshape(-1), written).reshape(-1, *out.shape)
+    copied = target.index_copy(axis, index.reshape(-1), written)
+    return copied.reshape(len(target), *out.shape)
 
 
 @register_rule(torch.scatter_add, Tensor.scatter_add)
@@ -145,7 +148,7 @@ def _scattered(
     index = index if index.ndim else index.reshape(1)
     written = written if isinstance(src, Tensor) else written.expand(-1, *index.shape)
     index = index.expand(len(target), *index.shape)
-    return function(target, axis, index, written).reshape(-1, *out.shape)
+    return function(target, axis, index, written).reshape(len(target), *out.shape)
 
 
 def _along(out: Tensor, input: Any, dim: int, source: Any) -> tuple[Tensor, Tensor, int]:
@@ -166,7 +169,7 @@ def _index_fill(out: Tensor, input: Any, dim: int, index: Tensor, value: Any) ->
     shape = list(target.shape)
     shape[axis] = index.numel()
     filled = target.index_copy(axis, index.reshape(-1), written.expand(shape))
-    return filled.reshape(-1, *out.shape)
+    return filled.reshape(len(target), *out.shape)
 
 
 @register_rule(torch.where)
