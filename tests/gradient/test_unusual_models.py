@@ -91,17 +91,6 @@ def write_through_a_cast(h):
     return h
 
 
-def write_through_a_view_without_a_rule(h):
-    h.diagonal().fill_(0)
-    return h
-
-
-def read_a_view_after_a_write(h):
-    d = h.diagonal()
-    h.mul_(2)
-    return d + 1
-
-
 def test_casts_to_the_same_type_are_the_same_tensor():
     x = DualTensor(data(3, 3), data(2, 3, 3))
     torch.testing.assert_close(write_through_a_cast(x * 1).tangents, 2 * x.tangents)
@@ -110,8 +99,6 @@ def test_casts_to_the_same_type_are_the_same_tensor():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (write_through_a_view_without_a_rule, "Found another function's view"),
-        (read_a_view_after_a_write, "Found another function's view"),
         (torch.fft.fft, "Tangents should be real"),
         (lambda h: h.view(torch.int64), "Found torch.int64"),
         (lambda h: F.mse_loss(h, h, size_average=False), "Found the deprecated"),

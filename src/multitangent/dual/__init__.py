@@ -1,13 +1,15 @@
 """Dual tensors: a primal with K tangents, pushed through unmodified PyTorch code."""
 
 from multitangent.dual import _rules as _rules  # registers the rules
+from multitangent.dual._adopted import ordinary_afterwards
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
 from multitangent.dual._arguments import find_duals, map_duals
-from multitangent.dual._custom_function import custom_functions
 from multitangent.dual._deferred import Deferred, Drawn
 from multitangent.dual._dispatch import result_of
-from multitangent.dual._dual_tensor import DualTensor, pad_rows
+from multitangent.dual._dual_tensor import DualTensor, as_parameter, pad_rows, without_base
+from multitangent.dual._foreign_functions import foreign_functions
 from multitangent.dual._grad_mode import ObeyedGradMode, constant
+from multitangent.dual._graph import GRAPH_QUERIES
 from multitangent.dual._kernels import FASTER
 from multitangent.dual._registry import (
     COMPOSITES,
@@ -25,6 +27,7 @@ from multitangent.dual._sweep import sweep
 __all__ = [
     "COMPOSITES",
     "FASTER",
+    "GRAPH_QUERIES",
     "Deferred",
     "Drawn",
     "DualTensor",
@@ -32,15 +35,17 @@ __all__ = [
     "ObeyedGradMode",
     "add",
     "add_to",
+    "as_parameter",
     "attention_with_dropout",
     "constant",
-    "custom_functions",
     "find_duals",
+    "foreign_functions",
     "full_tangents",
     "function_name",
     "has_rule",
     "is_query",
     "map_duals",
+    "ordinary_afterwards",
     "pad_rows",
     "primal",
     "record_fallbacks",
@@ -50,4 +55,5 @@ __all__ = [
     "sweep",
     "tangents",
     "times",
+    "without_base",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import RLock
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,33 +13,12 @@ from multitangent.dual._dual_tensor import DualTensor, expanded, make_dual, pad_
 
 # Between `torch.autograd.Function`, whose `apply` users keep under names of their own, and what
 # that calls in turn.
-_Base: Any = torch.autograd.function._SingleLevelFunction
-_lock = RLock()
-_users = 0
+Base: Any = torch.autograd.function._SingleLevelFunction
 
 
-@contextmanager
-def custom_functions() -> Iterator[None]:
-    """Inside this block `torch.autograd.Function` takes dual tensors.
-
-    PyTorch asks nobody before it runs such a function, so that what its `apply` calls is replaced
-    meanwhile. Functions that get no dual tensor run as ever.
-    """
-    global _users
-    with _lock:
-        _users += 1
-        _Base.apply = classmethod(_apply)
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                del _Base.apply
-
-
-def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-    plain = super(_Base, cls).apply
+def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`torch.autograd.Function.apply` that takes dual tensors."""
+    plain = super(Base, cls).apply
     duals = list(find_duals((args, kwargs)))
     if cls.__module__ == "torch.utils.checkpoint":
         function, _, *inputs = args  # no graph is long enough to save memory: it runs as it is

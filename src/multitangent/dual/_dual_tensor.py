@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from multitangent.dual._deferred import Deferred
 from multitangent.dual._product import Product
@@ -50,6 +51,7 @@ class DualTensor(Tensor):
     _seen: int
     _carried: torch.dtype
     _sweep: object | None
+    _is_param: bool = False  # for `isinstance(x, nn.Parameter)`
 
     @staticmethod
     def __new__(cls, primal: Tensor, tangents: Tensor) -> DualTensor:
@@ -118,7 +120,11 @@ class DualTensor(Tensor):
             grown = pad_rows(expanded(self._parent), tangents.shape[0]).clone(
                 memory_format=torch.contiguous_format
             )
-            self._again(grown).copy_(pad_rows(tangents, len(grown)))
+            if len(grown):
+                place = self._again(grown)
+                if not shares_memory(place, grown):
+                    raise _not_a_view()
+                place.copy_(pad_rows(tangents, len(grown)))
             self._parent._set(grown)
         self._tangents = tangents
         self._seen = self._writes[0]
@@ -126,11 +132,7 @@ class DualTensor(Tensor):
     def _again(self, tangents: Tensor) -> Tensor:
         """This view of tangents of its parent."""
         if self._replay is None:
-            raise NotImplementedError(
-                "A tensor that shares memory with others should be written in place only through "
-                "views that have a rule, such as slices and reshapes. Found another function's "
-                "view. Try `.clone()` before the write."
-            )
+            raise _not_a_view()
         return self._replay(tangents)
 
     @classmethod
@@ -154,6 +156,8 @@ class DualTensor(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is torch.ops.aten.detach.default:  # as `torch.tensor` does of a tensor
+            return args[0]._primal.detach()
         raise NotImplementedError(
             f"{func} should be reached through PyTorch's Python functions, where the tangents can "
             "be carried along. Found a call that bypasses them, such as a compiled or scripted "
@@ -180,6 +184,28 @@ def make_dual(primal: Tensor, tangents: Tensor | Deferred) -> DualTensor:
     return dual
 
 
+def _not_a_view() -> NotImplementedError:
+    return NotImplementedError(
+        "A tensor that shares memory with others should be written in place only through views "
+        "that can be taken of tangents too, such as slices and reshapes. Found another one. Try "
+        "`.clone()` before the write."
+    )
+
+
+def without_base(value: Tensor) -> Tensor:
+    """The same value for autograd to record writes into, where it was a view made without it."""
+    if type(value) is DualTensor:
+        value._primal = without_base(value._primal)
+        return value
+    return value.detach() if value._is_view() and not value.requires_grad else value
+
+
+def as_parameter(value: Tensor) -> Tensor:
+    """The same tensor, which counts as a parameter, and as a leaf if it carries tangents."""
+    value._is_param = True
+    return value
+
+
 def expanded(dual: DualTensor) -> Tensor:
     """All tangents in the primal's full shape ``[K, *shape]``."""
     tangents = dual.tangents
@@ -192,6 +218,17 @@ def pad_rows(tangents: Tensor, count: int) -> Tensor:
     if missing <= 0:
         return tangents
     return torch.cat([tangents, tangents.new_zeros(missing, *tangents.shape[1:])])
+
+
+def shares_memory(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are views of one memory."""
+    return _storage(x) == _storage(y)
+
+
+def _storage(x: Tensor) -> int:
+    while is_functorch_wrapped_tensor(x):
+        x = get_unwrapped(x)
+    return x.untyped_storage().data_ptr()
 
 
 def _check(primal: Tensor, tangents: Tensor) -> None:

@@ -15,7 +15,7 @@ from multitangent.dual._arguments import find_duals, primals
 from multitangent.dual._backward import floating, function_of_duals, push
 from multitangent.dual._dual_tensor import expanded, pad_rows
 from multitangent.dual._registry import FallbackWarning, function_name, not_dense, record_fallback
-from multitangent.dual._views import make_result
+from multitangent.dual._views import Call, make_result
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
@@ -29,7 +29,8 @@ def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         raise not_dense(func)
     num_tangents = max((dual.tangents.shape[0] for dual in inputs), default=0)
     if not _differentiable(out) or num_tangents == 0:
-        return _wrap(out, (item.new_zeros(0, *[1] * item.ndim) for item in floating(out)), None)
+        none = (item.new_zeros(0, *[1] * item.ndim) for item in floating(out))
+        return _wrap(out, none, (func, args, kwargs, None))
     name = function_name(func)
     record_fallback(name)
     warnings.warn(
@@ -46,7 +47,7 @@ def fallback(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
             raise
         except (NotImplementedError, RuntimeError) as error:
             raise NotImplementedError(_no_derivatives(name, error)) from error
-    return _wrap(out, iter(tangents), args[0] if args else None)
+    return _wrap(out, iter(tangents), (func, args, kwargs, None))
 
 
 def _no_derivatives(name: str, error: Exception) -> str:
@@ -107,11 +108,16 @@ def _differentiable(out: Any) -> bool:
     return bool(floating(out))
 
 
-def _wrap(out: Any, tangents: Iterator[Tensor], source: Any) -> Any:
+def _wrap(out: Any, tangents: Iterator[Tensor], call: Call) -> Any:
     """The output with each of its floating-point tensors made dual, in order."""
     if isinstance(out, Tensor):
-        return make_result(out, next(tangents), source) if out.is_floating_point() else out
+        if not out.is_floating_point():
+            return out
+        rows = next(tangents)
+        arguments = (dual for dual in find_duals(call[1:3]) if dual.primal is out)
+        argument = next(arguments, None)
+        return make_result(out, rows, call) if argument is None else argument
     if isinstance(out, (tuple, list)):
-        items = [_wrap(item, tangents, source) for item in out]
+        items = [_wrap(item, tangents, (*call[:3], i)) for i, item in enumerate(out)]
         return type(out)(*items) if hasattr(out, "_fields") else type(out)(items)
     return out

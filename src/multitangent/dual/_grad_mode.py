@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from multitangent.dual._arguments import find_duals, primals
+from multitangent.dual._graph import GRAPH_QUERIES
 
 
 class ObeyedGradMode(TorchFunctionMode):
@@ -35,5 +37,14 @@ def constant(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
 
     As in backpropagation, a tensor that is written in place keeps the derivatives that it had.
     """
+    if func in GRAPH_QUERIES:
+        return func(*args)
     out = func(*primals(args), **primals(dict(kwargs)))
-    return next((dual for dual in find_duals((args, dict(kwargs))) if dual.primal is out), out)
+    return next((d for d in find_duals((args, dict(kwargs))) if d.primal is out), _apart(out))
+
+
+def _apart(out: Any) -> Any:
+    """Views, as tensors of their own that share the memory: their base is known to nobody else."""
+    if isinstance(out, Tensor):
+        return out.detach() if out._is_view() else out
+    return type(out)(map(_apart, out)) if type(out) in (list, tuple) else out

@@ -16,6 +16,7 @@ Rule = Callable[..., Any]
 RULES: dict[Callable[..., Any], Rule] = {}
 VIEWS: set[Callable[..., Any]] = set()
 NONDIFFERENTIABLE: set[Callable[..., Any]] = set()
+REFUSED: dict[Callable[..., Any], Callable[[], Exception]] = {}
 FULL_PRECISION: set[Callable[..., Any]] = set()
 COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 DISPATCH: list[Callable[..., Any]] = []  # what computes a function of dual tensors, once it is set
@@ -90,12 +91,45 @@ def register_nondifferentiable(*functions: Callable[..., Any]) -> None:
     NONDIFFERENTIABLE.update(functions)
 
 
+def register_refused(*functions: Callable[..., Any], error: Callable[[], Exception]) -> None:
+    """Mark functions that would lose tangents, with the error that says so."""
+    REFUSED.update(dict.fromkeys(functions, error))
+
+
 def accepts(rule: Rule, kwargs: dict[str, Any]) -> bool:
     """Whether a rule knows all names: PyTorch has several for one argument, such as `axis`."""
     if not kwargs:
         return True
     named = _names(rule)
     return named is None or kwargs.keys() <= named
+
+
+def by_position(rule: Rule, kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a function that was called by names alone, the first of them by position.
+
+    Rules have PyTorch's names, but for the first argument.
+    """
+    first, *others = (
+        p.name
+        for p in list(inspect.signature(rule).parameters.values())[1:]
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+    )
+    rest = dict(kwargs)
+    first = first if first in rest else "input"
+    args = [rest.pop(first)] if first in rest else []
+    for name in others if args else ():
+        if name not in rest:
+            break
+        args.append(rest.pop(name))
+    return tuple(args), rest
+
+
+_USUAL_NAMES = {"axis": "dim", "keepdims": "keepdim", "x2": "other"}
+
+
+def usual_names(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by the names that rules have, where PyTorch takes NumPy's too."""
+    return {_USUAL_NAMES.get(name, name): value for name, value in kwargs.items()}
 
 
 @functools.cache

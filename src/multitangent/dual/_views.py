@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
+from multitangent.dual._arguments import find_duals, map_duals
 from multitangent.dual._deferred import Deferred
-from multitangent.dual._dual_tensor import DualTensor, make_dual
+from multitangent.dual._dual_tensor import DualTensor, make_dual, shares_memory
 from multitangent.dual._registry import Rule
 
 
@@ -27,26 +27,42 @@ def make_view(
     return view
 
 
-def make_result(primal: Tensor, tangents: Tensor | Deferred, source: Any) -> DualTensor:
-    """A function's result: its first argument, memory shared with that, or a tensor of its own."""
+# A function with its arguments, and which of its results is meant, if there are several.
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], int | None]
+
+
+def make_result(primal: Tensor, tangents: Tensor | Deferred, call: Call) -> DualTensor:
+    """A function's result: its first argument, memory shared with one, or a tensor of its own."""
+    _, args, kwargs, _ = call
+    source = args[0] if args else None
     if type(source) is DualTensor and primal is source._primal:
         return source
-    if not isinstance(tangents, Tensor):
-        return make_dual(primal, tangents)
-    if type(source) is DualTensor and primal._is_view() and shares_memory(primal, source._primal):
-        return make_view(primal, tangents, source, None)
+    if isinstance(tangents, Tensor) and primal._is_view():
+        for parent in find_duals((args, kwargs)):
+            if shares_memory(primal, parent._primal):
+                return make_view(primal, tangents, parent, _called_again(call, parent))
     return make_dual(primal, tangents)
 
 
-def shares_memory(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are views of one memory."""
-    return _storage(x) == _storage(y)
+def _called_again(call: Call, parent: DualTensor) -> Callable[[Tensor], Tensor]:
+    """How to take a view of tangents by a function that has no rule."""
+    function, args, kwargs, item = call
 
+    def view(row: Tensor) -> Tensor:
+        new_args, new_kwargs = map_duals(
+            lambda dual: row if dual is parent else dual.primal, (args, kwargs)
+        )
+        result = function(*new_args, **new_kwargs)
+        chosen: Tensor = result if item is None else result[item]
+        return chosen
 
-def _storage(x: Tensor) -> int:
-    while is_functorch_wrapped_tensor(x):
-        x = get_unwrapped(x)
-    return x.untyped_storage().data_ptr()
+    def replay(full: Tensor) -> Tensor:
+        if len(full) == 0:
+            return full.new_zeros(0, *view(parent.primal).shape)
+        with torch.no_grad():
+            return torch.func.vmap(view)(full)
+
+    return replay
 
 
 def views_of(

@@ -80,9 +80,12 @@ class Backpropagation:
         offsets: dict[str, Tensor] = {}
 
         def watch(value: Tensor, name: str, samples: slice) -> Tensor:
-            """Adds a zero, whose gradient is that of the value."""
+            """The value, or it and a zero whose gradient is that of the value."""
             if name not in tangents.blocks:
                 return value
+            if not run.per_sample:  # a parameter, which is a leaf
+                offsets[name] = value.detach().requires_grad_()
+                return offsets[name]
             offsets[name] = torch.zeros_like(value, requires_grad=True)
             return value + offsets[name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -9,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from multitangent.dual import Drawn, DualTensor, add_to, pad_rows, primal
+from multitangent.dual import Drawn, DualTensor, add_to, ordinary_afterwards, pad_rows, primal
 from multitangent.dual import tangents as tangents_of
 from multitangent.engine._engine import Derivatives
 from multitangent.engine._split import SplitError, agree
@@ -47,10 +48,10 @@ class ForwardMode:
     def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
         inject = partial(_add_tangents, tangents)
         if run.batch.size <= self.micro_batch and not tangents.needs & Needs.OUTPUT:
-            primal_losses, pushed = None, [_split(run.record(inject), tangents)]
+            primal_losses, pushed = None, [_pushed(partial(run.record, inject), tangents)]
         else:
             primal_losses = run.prepare(certainly=not self.is_plain)
-            pushed = self._pushed(run, tangents, inject, primal_losses)
+            pushed = self._parts(run, tangents, inject, primal_losses)
         losses, jvps, outputs = zip(*pushed, strict=True)
         derivatives = _joined(jvps, 1)
         if not run.per_sample:
@@ -61,14 +62,14 @@ class ForwardMode:
             _joined(outputs, 1) if outputs[0] is not None else None,
         )
 
-    def _pushed(
+    def _parts(
         self, run: Run, tangents: Tangents, inject: Inject, whole: Tensor | None
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """The parts, each run with what modules kept before the whole batch, or after it."""
         for run.starts_after in (False, True):
             try:
                 pushed = [
-                    _split(run.evaluate(part, inject, reuse=True), tangents)
+                    _pushed(partial(run.evaluate, part, inject, reuse=True), tangents)
                     for part in run.batch.split(self.micro_batch)
                 ]
             except (torch.OutOfMemoryError, NotImplementedError):
@@ -106,8 +107,18 @@ def _aligned(rows: Tensor, ndim: int) -> Tensor:
     return rows.reshape(len(rows), *[1] * (ndim + 1 - rows.ndim), *rows.shape[1:])
 
 
+def _pushed(
+    evaluate: Callable[[], Evaluation], tangents: Tangents
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Losses ``[b]``, their derivatives ``[K, b]``, and those of the output if they are needed.
+
+    What the model keeps, such as a buffer that it wrote into, keeps no tangents.
+    """
+    with ordinary_afterwards():
+        return _split(evaluate(), tangents)
+
+
 def _split(evaluation: Evaluation, tangents: Tangents) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Losses ``[b]``, their derivatives ``[K, b]``, and those of the output if they are needed."""
     losses, jvps = split_dual(evaluation.losses, tangents.num_tangents)
     if not tangents.needs & Needs.OUTPUT_TANGENTS:
         return losses, jvps, None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from multitangent.dual import DualTensor
+from multitangent.dual import DualTensor, ordinary_afterwards
 from multitangent.engine import split_dual
 from multitangent.objective import Batch, Objective
 from multitangent.tangents import Stream
@@ -97,7 +97,7 @@ def line(
             losses, slopes = split_dual(objective.losses(output, batch), 1)
         return slopes[0], losses
 
-    with objective.preserved(), sdpa_kernel(SDPBackend.MATH):
+    with objective.preserved(), sdpa_kernel(SDPBackend.MATH), ordinary_afterwards():
         slopes, curvatures, losses = _differentiated(along, parameters, direction, curvature)
     return Line(losses, slopes, curvatures, objective.scale(batch))
 

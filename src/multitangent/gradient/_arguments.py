@@ -59,6 +59,14 @@ def check_options(
             "DataParallel and DistributedDataParallel add up gradients. Found a wrapped one. Try "
             "`model.module`, and torch.distributed.all_reduce on `.grad` after each step."
         )
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        trained = any(p.requires_grad for p in module.parameters())
+        if trained and isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                "`model` should have its trainable parameters in modules of Python. Found "
+                f"{type(module).__name__} {name!r}, which TorchScript keeps to itself. Try the "
+                "module before `torch.jit.script` or `torch.jit.trace`."
+            )
     if type(model).__name__ == "OptimizedModule":  # its home takes a second to import
         raise TypeError(
             "`model` should be a plain module, whose functions can be followed one by one. Found "

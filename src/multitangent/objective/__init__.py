@@ -1,7 +1,7 @@
 """The objective: how a batch runs through a model to the losses of its samples."""
 
 from multitangent.objective._batch import Batch, arguments, shapes, whole_batch
-from multitangent.objective._batch_mode import BatchMode
+from multitangent.objective._batch_mode import BatchMode, GraphQuery
 from multitangent.objective._batch_norm import Statistics, normalizes_batches
 from multitangent.objective._objective import Evaluation, Objective
 from multitangent.objective._per_sample_loss import PerSampleLoss
@@ -16,6 +16,7 @@ __all__ = [
     "BatchRecord",
     "Change",
     "Evaluation",
+    "GraphQuery",
     "Objective",
     "PerSampleLoss",
     "SavedState",

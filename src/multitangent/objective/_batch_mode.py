@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from multitangent.dual import (
     COMPOSITES,
     FASTER,
+    GRAPH_QUERIES,
     DualTensor,
     attention_with_dropout,
     constant,
@@ -25,6 +26,10 @@ from multitangent.objective._batch_norm import Normalization, Statistics
 from multitangent.objective._dropout import DROPOUTS, Dropout
 from multitangent.objective._randomness import RANDOM, Randomness
 from multitangent.objective._record import EXPENSIVE, BatchRecord, PrimalCache
+
+
+class GraphQuery(BaseException):
+    """A model asks a tensor for its graph, in a run that has neither a graph nor tangents."""
 
 
 class BatchMode(TorchFunctionMode):
@@ -46,6 +51,8 @@ class BatchMode(TorchFunctionMode):
     Attributes:
         dropout: What draws the masks.
         stand_ins: What takes the place of parameters, by their `id`, wherever they are used.
+        is_plain: Whether the run has no tangents, by which a model's questions for the graph of
+            backpropagation are answered.
         records_graph: Whether autograd records what is computed. Gradients are enabled all the
             while, so that a model that switches them off is noticed.
     """
@@ -62,6 +69,7 @@ class BatchMode(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.stand_ins: Mapping[int, Tensor] = {}
+        self.is_plain = False
         self.records_graph = records_graph
         self.dropout = Dropout(generator, rows, batch_size, record, statistics == "update")
         self._randomness = Randomness(rows, batch_size, record, statistics == "update")
@@ -121,6 +129,8 @@ class BatchMode(TorchFunctionMode):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """What a function returns where the model has switched gradients off."""
+        if func in GRAPH_QUERIES:  # which are about what came before
+            return self._query(func, *args)
 
         def result(*args: Any, **kwargs: Any) -> Any:
             if func in COMPOSITES:
@@ -166,6 +176,11 @@ class BatchMode(TorchFunctionMode):
                 query, key, value, attn_mask, dropout_p, is_causal, **kwargs
             )
 
+    def _query(self, func: Callable[..., Any], x: Tensor) -> Any:
+        if self.is_plain and x.is_floating_point() and not x.requires_grad:
+            raise GraphQuery
+        return func(x)
+
     @staticmethod
     def _call(
         func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -208,6 +223,7 @@ _SPECIAL: dict[Callable[..., Any], Callable[[BatchMode], Callable[..., Any]]] = 
     torch.instance_norm: lambda mode: mode._normalization.with_weights_first("instance_norm"),
     torch.native_batch_norm: lambda mode: mode._normalization.refuse,
     F.scaled_dot_product_attention: lambda mode: mode._attention,
+    **dict.fromkeys(GRAPH_QUERIES, lambda mode: mode._query),
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from multitangent.dual import custom_functions, primal, sweep
+from multitangent.dual import foreign_functions, primal, sweep
 from multitangent.objective._batch import Batch, arguments, whole_batch
 from multitangent.objective._batch_mode import BatchMode
 from multitangent.objective._batch_norm import Statistics
@@ -19,6 +19,7 @@ from multitangent.objective._per_sample_loss import PerSampleLoss
 from multitangent.objective._record import BatchRecord
 from multitangent.objective._replaced import replaced
 from multitangent.objective._state import SavedState, dual_names, release
+from multitangent.objective._uncompiled import uncompiled
 from multitangent.tangents import Stream
 
 
@@ -138,7 +139,7 @@ class Objective:
         )
         device = _device_of(part)
         random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with random, custom_functions(), sweep(), torch.enable_grad(), mode:
+        with random, uncompiled(), foreign_functions(), sweep(), torch.enable_grad(), mode:
             # Other random functions repeat themselves too, for the same split of the batch.
             key = stream.fold_in("other", part.rows.start)
             torch.set_rng_state(stream.generator(torch.device("cpu"), key).get_state())

@@ -51,7 +51,7 @@ class PerSampleLoss:
         if weight is None:
             divisor = kept.sum()
         else:
-            divisor = weight[torch.where(kept, target, 0)].mul(kept).sum()
+            divisor = weight[torch.where(kept, target.long(), 0)].mul(kept).sum()
         if not divisor:
             raise ValueError(
                 "`target` should have a label that counts: the mean is one over those. Found a "

@@ -81,32 +81,32 @@ def _gumbel_softmax(
     return torch.zeros_like(primal(soft)).scatter(dim, place, 1.0) - soft.detach() + soft
 
 
-def _self_normalizing(input: Tensor, p: float, training: bool, shape: list[int]) -> Tensor:
+def _self_normalizing(
+    input: Tensor, p: float, training: bool, inplace: bool, shape: list[int]
+) -> Tensor:
     """Dropout for SELU, which keeps mean and variance (arXiv:1706.02515)."""
     if not training or p == 0:
         return input
-    if p == 1:
-        return input * 0
     low = -1.7580993408473766
-    scale = ((1 - p) * (1 + p * low**2)) ** -0.5
-    kept = input.new_empty(shape).bernoulli_(1 - p)
-    return (input * kept + low * (1 - kept)) * scale - scale * low * p
+    kept = torch.empty(shape, dtype=input.dtype, device=input.device).bernoulli_(1 - p)
+    scale = ((1 - p) * (1 + p * low**2)) ** -0.5 if p < 1 else 0.0
+    shift = scale * low * (1 - kept - p)
+    return input.mul_(kept * scale).add_(shift) if inplace else input * (kept * scale) + shift
 
 
 @register_composite(F.alpha_dropout)
 def _alpha_dropout(
     input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> Tensor:
-    out = _self_normalizing(input, p, training, list(input.shape))
-    return input.copy_(out) if inplace else out
+    return _self_normalizing(input, p, training, inplace, list(input.shape))
 
 
 @register_composite(F.feature_alpha_dropout)
 def _feature_alpha_dropout(
     input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> Tensor:
-    out = _self_normalizing(input, p, training, [*input.shape[:2], *[1] * (input.ndim - 2)])
-    return input.copy_(out) if inplace else out
+    shape = [*input.shape[:2], *[1] * (input.ndim - 2)]
+    return _self_normalizing(input, p, training, inplace, shape)
 
 
 @register_composite(F.rrelu)
@@ -117,9 +117,8 @@ def _rrelu(
     training: bool = False,
     inplace: bool = False,
 ) -> Tensor:
-    if training:
-        slope = torch.empty_like(input).uniform_(lower, upper)
-        out = torch.where(input <= 0, input * slope, input)
-    else:
-        out = F.leaky_relu(input, (lower + upper) / 2)
-    return input.copy_(out) if inplace else out
+    if not training:
+        return F.leaky_relu(input, (lower + upper) / 2, inplace)
+    slope = torch.empty_like(primal(input)).uniform_(lower, upper)
+    slope = torch.where(primal(input) <= 0, slope.detach(), 1.0)
+    return input.mul_(slope) if inplace else input * slope

@@ -8,19 +8,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from multitangent.dual import DualTensor, primal
+from multitangent.dual import DualTensor, ordinary_afterwards, primal, without_base
 from multitangent.objective import (
     Batch,
     BatchMode,
     BatchRecord,
     Change,
     Evaluation,
+    GraphQuery,
     Objective,
     Statistics,
 )
 from multitangent.perturbation._hooks import Injector, Visitor, observed
-from multitangent.perturbation._perturbation import Inject, again, no_injection, reading
+from multitangent.perturbation._perturbation import (
+    Inject,
+    again,
+    no_injection,
+    reading,
+    zero_injection,
+)
 from multitangent.perturbation._pullback import LocalPullback
 from multitangent.perturbation._sites import Site
 from multitangent.tangents import Needs, Stream, Tangents
@@ -81,19 +89,34 @@ class ActivationRun:
         self.starts_after = False
 
     def record(self, inject: Inject) -> Evaluation:
-        return self._recorded(inject, record=None)
+        if not self._pullback.recompute:
+            return self._recorded(inject, record=None)
+        before = self._objective.saved_state()
+        evaluation = self._recorded(inject, record=None)
+        self._change = Change(before)
+        return evaluation
 
     def prepare(self, *, certainly: bool = False) -> Tensor:
+        before = self._objective.saved_state()
         with reading(self.batch):
-            return self._recorded(no_injection, record=self._record).losses
+            try:
+                losses = self._recorded(no_injection, record=self._record).losses
+            except GraphQuery:
+                before.restore()
+                self.tangents.blocks.clear()
+                self._pullback.restart()
+                self._record = BatchRecord(reuse=not self._pullback.recompute)
+                with ordinary_afterwards():
+                    losses = primal(self._recorded(zero_injection, record=self._record).losses)
+        self._change = Change(before)
+        return losses
 
     def _recorded(self, inject: Inject, record: BatchRecord | None) -> Evaluation:
         """Run the whole batch, drawing tangents and recording the layer at every site."""
         objective, batch = self._objective, self.batch
-        again = record is not None or self._pullback.recompute
-        before = objective.saved_state() if again else None
         with torch.no_grad(), objective.mode(batch, self._stream, "update", record=record) as mode:
             mode.records_graph = True
+            mode.is_plain = inject is no_injection
             with observed(self._sites, _Recorder(self, mode, self._pullback, inject)):
                 output = objective.output(batch)
             if self._exact_output:
@@ -105,7 +128,6 @@ class ActivationRun:
                 "`perturb='weights'`."
             )
         self._pullback.end(primal(losses))
-        self._change = None if before is None else Change(before)
         losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
         if self._exact_output or self.tangents.needs & Needs.OUTPUT:
             self._output_gradient = objective.output_gradient(output, batch, self._stream)
@@ -206,10 +228,13 @@ class _Recorder(Visitor):
         self._pullback = pullback
         self._inject = inject
 
-    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         super().enter(site, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            args, kwargs = pytree.tree_map_only(Tensor, without_base, (args, kwargs))
         self._mode.records_graph = not self._pullback.recompute
         self._pullback.enter(site, args, kwargs, self._mode.dropout.calls)
+        return args, kwargs
 
     def leave(self, site: Site, output: Any) -> Any:
         if not self._ends(site):

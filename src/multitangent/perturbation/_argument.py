@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from multitangent.dual import ObeyedGradMode, custom_functions, sweep
+from multitangent.dual import ObeyedGradMode, foreign_functions, sweep
 from multitangent.objective import Batch, Evaluation, Statistics
 from multitangent.perturbation._perturbation import Inject
 from multitangent.tangents import Stream, Tangents
@@ -56,7 +56,7 @@ class _ArgumentRun:
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
     ) -> Evaluation:
-        with custom_functions(), sweep(), torch.enable_grad(), ObeyedGradMode():
+        with foreign_functions(), sweep(), torch.enable_grad(), ObeyedGradMode():
             x = inject(part.inputs, NAME, slice(None))
             values = self._function(x)
         return Evaluation(values, values)

@@ -22,8 +22,8 @@ class Visitor(ABC):
         self._remaining = 0
         self._counts: dict[str, int] = {}
 
-    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the first module of a site runs."""
+    def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the first module of a site runs; may return other ``(args, kwargs)``."""
         if site is not self._active:
             self._active = site
             self._remaining = site.modules.count(site.modules[-1])
@@ -63,15 +63,14 @@ def observed(sites: Sequence[Site], visitor: Visitor) -> Iterator[None]:
     """
     level = torch._C._functorch.maybe_current_level()
 
-    def enter(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch._C._functorch.maybe_current_level() != level:
             raise NotImplementedError(
                 "`sites` should run outside of torch.func, whose transforms do not know tangents. "
                 f"Found {site.name!r} inside of one. Try `perturb='weights'`, or a formula in its "
                 "place."
             )
-        if torch.is_grad_enabled():
-            visitor.enter(site, args, kwargs)
+        return visitor.enter(site, args, kwargs) if torch.is_grad_enabled() else None
 
     def leave(site: Site, output: Any) -> Any:
         return visitor.leave(site, output) if torch.is_grad_enabled() else output

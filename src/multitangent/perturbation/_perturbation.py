@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from multitangent.dual import DualTensor
 from multitangent.objective import Batch, Change, Evaluation, Objective, Statistics
 from multitangent.tangents import Stream, Tangents
 
@@ -118,6 +119,13 @@ def reading(batch: Batch) -> Iterator[None]:
             "run again. Found an input that was changed in place. Try `x = x.clone()` at the "
             "start of the model, or `micro_batch` as large as the batch."
         )
+
+
+def zero_injection(value: Tensor, name: str, samples: slice) -> Tensor:
+    """The value with a tangent of zero, for models that ask whether there is a gradient."""
+    if isinstance(value, DualTensor):
+        return value
+    return DualTensor(value, value.new_zeros(1, *[1] * value.ndim))
 
 
 def no_injection(value: Tensor, name: str, samples: slice) -> Tensor:

@@ -43,6 +43,11 @@ class LocalPullback:
         self._visits: list[_Visit] = []
         self._losses: Tensor | None = None
 
+    def restart(self) -> None:
+        """Forget what was recorded."""
+        self._losses = None
+        self._visits.clear()
+
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], calls: int) -> None:
         """A layer begins."""
         inputs: Any = None

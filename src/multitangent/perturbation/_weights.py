@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from multitangent.dual import DualTensor, primal
+from multitangent.dual import DualTensor, as_parameter, ordinary_afterwards, primal
 from multitangent.objective import (
     Batch,
     BatchMode,
     BatchRecord,
     Change,
     Evaluation,
+    GraphQuery,
     Objective,
     Statistics,
 )
@@ -26,6 +27,7 @@ from multitangent.perturbation._perturbation import (
     again,
     no_injection,
     reading,
+    zero_injection,
 )
 from multitangent.perturbation._pullback import leaves
 from multitangent.tangents import Stream, Tangents
@@ -100,11 +102,20 @@ class _WeightRun:
         """What random functions and the statistics of the whole batch are."""
         if not certainly:
             return None
-        self._record, before = BatchRecord(reuse=False), self._objective.saved_state()
+        before = self._objective.saved_state()
         with reading(self.batch):
-            losses = self._evaluated(self.batch, no_injection, "update").losses
+            try:
+                losses = self._recorded(no_injection)
+            except GraphQuery:
+                before.restore()
+                with ordinary_afterwards():
+                    losses = self._recorded(zero_injection)
         self._change = Change(before)
         return losses
+
+    def _recorded(self, inject: Inject) -> Tensor:
+        self._record = BatchRecord(reuse=False)
+        return primal(self._evaluated(self.batch, inject, "update").losses)
 
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
@@ -118,14 +129,17 @@ class _WeightRun:
         objective = self._objective
         with objective.mode(part, self._stream, statistics, record=self._record) as mode:
             values = {
-                name: inject(parameter.detach(), name, slice(None))
+                name: as_parameter(inject(parameter.detach(), name, slice(None)))
                 for name, parameter in self._parameters.items()
             }
+            mode.is_plain = inject is no_injection
             records_graph, mode.records_graph = mode.records_graph, True
             mode.stand_ins = {id(p): values[name] for name, p in self._parameters.items()}
             output = objective.output(part, values)
             losses = objective.losses(output, part)
-            if primal(losses).requires_grad:
+            with torch._C.DisableTorchFunction():
+                has_parameters = primal(losses).requires_grad
+            if has_parameters:
                 self._differentiate_loss(output, part, mode)
         if records_graph:
             return Evaluation(losses, output)

@@ -16,18 +16,18 @@ from multitangent.dual._rules.local import elementwise
 
 
 @register_rule(torch.add, Tensor.add)
-def _add(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor | Product:
-    return _sum_of(x, y, alpha, out.ndim)
+def _add(out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Tensor | Product:
+    return _sum_of(input, other, alpha, out.ndim)
 
 
 @register_rule(torch.sub, Tensor.sub, torch.subtract, Tensor.subtract)
-def _subtract(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor | Product:
-    return _sum_of(x, y, -alpha, out.ndim)
+def _subtract(out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Tensor | Product:
+    return _sum_of(input, other, -alpha, out.ndim)
 
 
 @register_rule(torch.rsub, Tensor.__rsub__)
-def _subtract_from(out: Tensor, x: Any, y: Any, *, alpha: float = 1) -> Tensor | Product:
-    return _sum_of(y, x, -alpha, out.ndim)
+def _subtract_from(out: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Tensor | Product:
+    return _sum_of(other, input, -alpha, out.ndim)
 
 
 def _sum_of(x: Any, y: Any, alpha: float, ndim: int) -> Tensor | Product:
@@ -54,28 +54,41 @@ def _scaled(x: DualTensor, number: float) -> Tensor | Product:
 
 
 @register_rule(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)
-def _multiply(out: Tensor, x: Any, y: Any) -> Tensor | Product:
+def _multiply(out: Tensor, input: Any, other: Any) -> Tensor | Product:
     if out.layout is not torch.strided:
         raise not_dense(torch.mul)
-    if isinstance(y, (int, float)):
-        return times(x, int(y) if isinstance(y, bool) else y)
-    return add(scaled(x, y, out.ndim), scaled(y, x, out.ndim))
+    if isinstance(other, (int, float)):
+        return times(input, int(other) if isinstance(other, bool) else other)
+    return add(scaled(input, other, out.ndim), scaled(other, input, out.ndim))
 
 
 @register_rule(torch.div, Tensor.div, torch.true_divide, Tensor.true_divide)
-def _divide(out: Tensor, x: Any, y: Any, *, rounding_mode: str | None = None) -> Tensor | None:
+def _divide(
+    out: Tensor, input: Any, other: Any, *, rounding_mode: str | None = None
+) -> Tensor | None:
     if rounding_mode is not None:
         return None  # constant almost everywhere
-    quotient = tangents(x, out.ndim)
+    quotient = tangents(input, out.ndim)
     return add(
-        None if quotient is None else quotient / primal(y),
-        scaled(y, -out / primal(y), out.ndim),
+        None if quotient is None else quotient / primal(other),
+        scaled(other, -out / primal(other), out.ndim),
     )
 
 
 @register_rule(Tensor.__rdiv__)
-def _divide_into(out: Tensor, x: Any, y: Any) -> Tensor | None:
-    return _divide(out, y, x)
+def _divide_into(out: Tensor, input: Any, other: Any) -> Tensor | None:
+    return _divide(out, other, input)
+
+
+@register_rule(torch.remainder, Tensor.remainder, Tensor.__mod__)
+def _remainder(out: Tensor, input: Any, other: Any) -> Tensor:
+    quotient = torch.div(primal(input), primal(other), rounding_mode="floor")
+    return add(tangents(input, out.ndim), scaled(other, -quotient, out.ndim))
+
+
+@register_rule(Tensor.__rmod__)
+def _remainder_of(out: Tensor, input: Any, other: Any) -> Tensor:
+    return _remainder(out, other, input)
 
 
 @register_rule(torch.neg, Tensor.neg, torch.negative, Tensor.negative)

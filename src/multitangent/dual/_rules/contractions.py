@@ -29,15 +29,15 @@ def _of_weight(x: Tensor, weight: Any) -> Tensor | None:
     if t is None:
         return None
     # One product for all K: [rows, in] x [in, K out].
-    product = linear(x.to(t.dtype), t.reshape(-1, t.shape[-1]))
-    return product.reshape(*x.shape[:-1], t.shape[0], -1).movedim(-2, 0)
+    product = linear(x.to(t.dtype), t.flatten(0, 1))
+    return product.reshape(*x.shape[:-1], *t.shape[:2]).movedim(-2, 0)
 
 
 @register_rule(
     torch.matmul, Tensor.matmul, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.mv, Tensor.mv
 )
-def _matmul(out: Tensor, x: Any, y: Any) -> Tensor:
-    return add(_left(x, primal(y)), _right(primal(x), y))
+def _matmul(out: Tensor, input: Any, other: Any) -> Tensor:
+    return add(_left(input, primal(other)), _right(primal(input), other))
 
 
 @register_rule(Tensor.__rmatmul__)

@@ -65,6 +65,8 @@ def _of_weight(
     if t is None:
         return None
     count, shape = t.shape[0], t.shape[2:]
+    if count == 0:
+        return t.new_zeros(0, *[1] * x.ndim)
     if outputs == 0:  # channels stand group by group, so the K of a group stand together
         apart = t.reshape(count, groups, -1, *shape).transpose(0, 1)
         filters = apart.reshape(-1, *shape)
@@ -82,7 +84,7 @@ def _of_bias(bias: Any, ndim: int, spatial: int) -> Tensor | None:
     t = tangents(bias)  # [K, C]
     if t is None:
         return None
-    return t.reshape(len(t), *[1] * (ndim - spatial - 1), -1, *[1] * spatial)
+    return t.reshape(len(t), *[1] * (ndim - spatial - 1), t.shape[1], *[1] * spatial)
 
 
 _register(torch.conv1d, 1)

@@ -89,7 +89,7 @@ for _function in _named("""
     atan atan2 atanh celu clamp_max clamp_min copysign cosh deg2rad digamma elu entr erf erfc
     erfinv exp2 expit float_power fmax fmin fmod frac hardshrink hardswish hardtanh
     hypot ldexp lerp lgamma log10 log2 log_ndtr logaddexp logaddexp2 logit logsigmoid maximum
-    minimum nan_to_num ndtr rad2deg relu6 remainder selu sinc sinh softshrink softsign tan
+    minimum nan_to_num ndtr rad2deg relu6 selu sinc sinh softshrink softsign tan
     tanhshrink threshold xlog1py xlogy
 """):
     register_rule(_function)(partial(elementwise, _function))
@@ -122,13 +122,6 @@ for _function in _named("""
     register_full_precision(_function)
 
 
-@register_rule(F.nll_loss)
-def _nll_loss(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Any:
-    if out.ndim == 0:
-        return to_one_number(F.nll_loss, (x, *args), kwargs)
-    return contracted(F.nll_loss, [1], (x, *args), kwargs)
-
-
 @register_rule(F.ctc_loss)
 def _ctc_loss(out: Tensor, log_probs: Any, *args: Any, **kwargs: Any) -> Any:
     if out.ndim == 0:
@@ -136,7 +129,7 @@ def _ctc_loss(out: Tensor, log_probs: Any, *args: Any, **kwargs: Any) -> Any:
     return contracted(F.ctc_loss, [0, -1], (log_probs, *args), kwargs)
 
 
-register_full_precision(F.nll_loss, F.ctc_loss)
+register_full_precision(F.ctc_loss)
 
 
 def named_axes(place: int, args: tuple[Any, ...], kwargs: dict[str, Any], default: Any) -> Any:
@@ -203,7 +196,8 @@ def _pairwise_distance(
 
 @register_rule(F.prelu, Tensor.prelu)
 def _prelu(out: Tensor, x: Any, weight: Any) -> Tensor:
-    shape = [1, -1, *[1] * (out.ndim - 2)] if out.ndim > 1 else [-1]
+    count = primal(weight).numel()
+    shape = [1, count, *[1] * (out.ndim - 2)] if out.ndim > 1 else [count]
     positive = primal(x) > 0
     slope = torch.where(positive, 1.0, primal(weight).reshape(shape))
     growth = torch.where(positive, 0.0, primal(x))

@@ -1,4 +1,4 @@
-"""Cross-entropy and mean squared error."""
+"""Cross-entropy, negative log-likelihood and mean squared error."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import add, full, primal, scaled
+from multitangent.dual._arguments import find_duals
+from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._fallback import jvp_by_vmap
 from multitangent.dual._registry import register_full_precision, register_rule
 
 
 @register_rule(F.cross_entropy)
 def _cross_entropy(
     out: Tensor,
-    x: Any,
-    target: Tensor,
+    input: Any,
+    target: Any,
     weight: Tensor | None = None,
     size_average: Any = None,
     ignore_index: int = -100,
@@ -25,15 +28,57 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     _refuse_old_reductions(size_average, reduce)
-    logits = x.primal
+    logits, labels = primal(input), _labels(target)
     classes = 0 if logits.ndim == 1 else 1
-    wanted, total = _wanted(logits, target, classes, weight, ignore_index, label_smoothing)
-    # The loss is -sum(wanted * log_softmax): its gradient is softmax * sum(wanted) - wanted.
-    gradient = logits.softmax(classes) * wanted.sum(classes, keepdim=True) - wanted
-    jvps = (full(x, classes) * gradient).sum(classes + 1)
+    wanted, total = _wanted(logits, labels, classes, weight, ignore_index, label_smoothing)
+    # The loss is -sum(wanted * log_softmax).
+    through = of_target = None
+    if type(input) is DualTensor:
+        gradient = logits.softmax(classes) * wanted.sum(classes, keepdim=True) - wanted
+        through = (full(input, classes) * gradient).sum(classes + 1)
+    if type(target) is DualTensor:
+        gradient = (label_smoothing - 1) * logits.log_softmax(classes)
+        if weight is not None:
+            gradient = gradient * _along(weight, classes, logits.ndim)
+        of_target = (full(target, classes) * gradient).sum(classes + 1)
+    shape = wanted.select(classes, 0).shape
+    return _reduced(add(through, of_target), shape, reduction, total)
+
+
+@register_rule(F.nll_loss)
+def _nll_loss(
+    out: Tensor,
+    input: Any,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> Tensor:
+    _refuse_old_reductions(size_average, reduce)
+    x = input.primal
+    classes = 0 if x.ndim == 1 else 1
+    wanted, total = _wanted(x, _labels(target), classes, weight, ignore_index, 0.0)
+    jvps = (full(input, classes) * -wanted).sum(classes + 1)
+    return _reduced(jvps, wanted.select(classes, 0).shape, reduction, total)
+
+
+def _labels(target: Any) -> Tensor:
+    """Probabilities, or numbers of classes of a type that can be an index."""
+    labels: Tensor = primal(target)
+    return labels if labels.is_floating_point() else labels.long()
+
+
+def _along(weight: Tensor, axis: int, ndim: int) -> Tensor:
+    """A vector, aligned with an axis of a tensor."""
+    return weight.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _reduced(jvps: Tensor, shape: torch.Size, reduction: str, total: Tensor | float) -> Tensor:
     if reduction == "none":
         return jvps
-    jvps = jvps.expand(jvps.shape[0], *gradient.select(classes, 0).shape)
+    jvps = jvps.expand(jvps.shape[0], *shape)
     summed = jvps.sum(list(range(1, jvps.ndim))) if jvps.ndim > 1 else jvps
     return summed if reduction == "sum" else summed / total
 
@@ -48,14 +93,12 @@ def _wanted(
 ) -> tuple[Tensor, Tensor | float]:
     """The weights of the log-probabilities in the loss, and what its mean divides by."""
     count = logits.shape[classes]
-    shape = [1] * logits.ndim
-    shape[classes] = count
     if weight is None and label_smoothing == 0 and not target.is_floating_point():
         kept = target != ignore_index
         index = torch.where(kept, target, 0).unsqueeze(classes)  # what is ignored may be no class
         present = kept.unsqueeze(classes).to(logits.dtype)
         return torch.zeros_like(logits).scatter_(classes, index, present), kept.sum()
-    scale = torch.ones_like(logits[:1]) if weight is None else weight.reshape(shape)
+    scale = torch.ones_like(logits[:1]) if weight is None else _along(weight, classes, logits.ndim)
     if target.is_floating_point():  # class probabilities
         smoothed = target * (1 - label_smoothing) + label_smoothing / count
         return smoothed * scale, float(logits.numel() // count)
@@ -70,24 +113,25 @@ def _wanted(
 @register_rule(F.mse_loss)
 def _mse_loss(
     out: Tensor,
-    x: Any,
-    y: Any,
+    input: Any,
+    target: Any,
     size_average: Any = None,
     reduce: Any = None,
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
     _refuse_old_reductions(size_average, reduce)
-    difference = 2 * (primal(x) - primal(y))
+    if type(weight) is DualTensor:
+        count = max(len(d.tangents) for d in find_duals((input, target, weight)))
+        options = {"reduction": reduction, "weight": weight}
+        return jvp_by_vmap(F.mse_loss, (input, target), options, count)[0]
+    difference = 2 * (primal(input) - primal(target))
     if weight is not None:
         difference = difference * weight
-    jvps = add(scaled(x, difference, difference.ndim), scaled(y, -difference, difference.ndim))
-    if reduction == "none":
-        return jvps
-    summed = jvps.expand(jvps.shape[0], *difference.shape).flatten(1).sum(1)
-    if reduction == "sum":
-        return summed
-    return summed / (difference.numel() if weight is None else weight.expand_as(difference).sum())
+    ndim = difference.ndim
+    jvps = add(scaled(input, difference, ndim), scaled(target, -difference, ndim))
+    total = difference.numel() if weight is None else weight.expand_as(difference).sum()
+    return _reduced(jvps, difference.shape, reduction, total)
 
 
 def _refuse_old_reductions(size_average: Any, reduce: Any) -> None:
@@ -98,4 +142,4 @@ def _refuse_old_reductions(size_average: Any, reduce: Any) -> None:
         )
 
 
-register_full_precision(F.cross_entropy, F.mse_loss)
+register_full_precision(F.cross_entropy, F.nll_loss, F.mse_loss)

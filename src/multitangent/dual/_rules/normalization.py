@@ -54,7 +54,7 @@ def _channels(statistic: Tensor, ndim: int) -> Tensor:
 def _parameter(parameter: Any, ndim: int) -> Tensor | None:
     """Tangents ``[K, C]`` of a weight or bias, aligned with ``[K, B, C, ...]``."""
     t = tangents(parameter)
-    return None if t is None else t.reshape(t.shape[0], 1, -1, *[1] * (ndim - 2))
+    return None if t is None else t.reshape(len(t), 1, t.shape[1], *[1] * (ndim - 2))
 
 
 @register_rule(F.layer_norm, torch.layer_norm)
@@ -104,7 +104,7 @@ def _group_norm(
     through = None
     if type(input) is DualTensor:
         t = full(input, *range(1, x.ndim))
-        t = t.reshape(*t.shape[:2], num_groups, -1)
+        t = t.reshape(*t.shape[:2], *groups.shape[1:])
         through = _standardized(t, standard, spread, [-1])
         through = through.reshape(*through.shape[:2], *x.shape[1:])
         through = through if weight is None else through * _channels(primal(weight), x.ndim)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multitangent.dual._registry import register_nondifferentiable, register_rule
+from multitangent.dual._registry import (
+    register_nondifferentiable,
+    register_refused,
+    register_rule,
+)
 
 _METHODS = """
-    __bool__ __contains__ __eq__ __float__ __floordiv__ __format__ __ge__ __gt__
+    __bool__ __contains__ __eq__ __float__ __floordiv__ __rfloordiv__ __format__ __ge__ __gt__
     __hash__ __index__ __int__ __le__ __len__ __lt__ __ne__ all allclose any argmax argmin
     argsort bool ceil data_ptr detach dim dim_order element_size eq equal floor floor_divide ge
     get_device gt heaviside int is_complex is_conj is_contiguous is_cuda is_floating_point
     is_inference is_neg is_nonzero is_pinned is_same_size is_set_to is_shared is_signed isclose
     isfinite isinf isnan item le logical_and logical_not logical_or logical_xor long lt
     ndimension ne nelement nonzero numel
-    requires_grad_ retain_grad round sgn sign size storage_offset stride tolist trunc
+    requires_grad_ round sgn sign size storage_offset stride tolist trunc
     untyped_storage
 """.split()  # noqa: SIM905 (a list this long reads better as text)
 
@@ -33,12 +37,28 @@ register_nondifferentiable(
 )
 
 
-@register_rule(Tensor.numpy, Tensor.__array__)
-def _leave(out: object, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-    raise RuntimeError(
+register_refused(
+    Tensor.numpy, Tensor.__array__, Tensor.__dlpack__,
+    error=lambda: RuntimeError(
         "A tensor that carries tangents should stay one of PyTorch's: NumPy would lose them. Found "
         "a conversion to an array. Try `.detach()` before it, if no gradient is to pass."
-    )
+    ),
+)  # fmt: skip
+register_refused(
+    Tensor.__reduce_ex__, Tensor.__deepcopy__,
+    error=lambda: RuntimeError(
+        "A tensor that carries tangents should be copied by `.clone()`: `copy`, `pickle` and "
+        "`torch.save` would lose them. Found one of those. Try `.detach()` before it, if no "
+        "gradient is to pass."
+    ),
+)  # fmt: skip
+register_refused(
+    Tensor.register_hook, Tensor.register_post_accumulate_grad_hook,
+    error=lambda: NotImplementedError(
+        "A tensor that carries tangents should have no hooks: there is no backward pass that would "
+        "call them. Found one inside a model. Try `register_hook` on parameters."
+    ),
+)  # fmt: skip
 
 
 @register_rule(

@@ -76,8 +76,8 @@ def _squeeze(out: Tensor, x: Any, dim: Any = None) -> Tensor:
     torch.swapdims, Tensor.swapdims,
 )  # fmt: skip
 def _transpose(out: Tensor, x: Any, dim0: int, dim1: int) -> Tensor:
-    t: Tensor = x.tangents.transpose(_axis(x, dim0), _axis(x, dim1))
-    return t
+    t: Tensor = x.tangents
+    return t if out.ndim == 0 else t.transpose(_axis(x, dim0), _axis(x, dim1))
 
 
 @register_rule(torch.t, Tensor.t, Tensor.mT.__get__, Tensor.mH.__get__)  # type: ignore[attr-defined]
@@ -103,8 +103,8 @@ def _movedim(out: Tensor, x: Any, source: Any, destination: Any) -> Tensor:
     def axes(dim: Any) -> list[int]:
         return [_axis(x, axis) for axis in ([dim] if isinstance(dim, int) else dim)]
 
-    t: Tensor = x.tangents.movedim(axes(source), axes(destination))
-    return t
+    t: Tensor = x.tangents
+    return t if out.ndim == 0 else t.movedim(axes(source), axes(destination))
 
 
 @register_rule(torch.narrow, Tensor.narrow)
@@ -182,6 +182,8 @@ def _flip(out: Tensor, x: Any, *dims: Any) -> Tensor:
 
 @register_rule(torch.roll, Tensor.roll)
 def _roll(out: Tensor, x: Any, shifts: Any, dims: Any = None) -> Tensor:
+    if out.ndim == 0:
+        return full(x)
     if dims is None:
         t = full(x)
         return t.flatten(1).roll(shifts, 1).reshape(t.shape)
@@ -208,6 +210,8 @@ def _joined(tensors: Sequence[Any], out: Tensor, join: Callable[[list[Tensor]], 
 
 @register_rule(torch.cat, torch.concat, torch.concatenate)
 def _cat(out: Tensor, tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    # PyTorch leaves out empty vectors, with which caches begin, whatever the other shapes are.
+    tensors = [x for x in tensors if x.ndim == out.ndim]
     return _joined(tensors, out, lambda parts: torch.cat(parts, dim % out.ndim + 1))
 
 

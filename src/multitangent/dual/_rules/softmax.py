@@ -22,6 +22,8 @@ def _axis(x: Any, dim: int | None) -> int:
 def _softmax(
     out: Tensor, x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
+    if out.ndim == 0:
+        return torch.zeros_like(x.tangents)
     axis = _axis(x, dim)
     weighted = full(x, axis - 1) * out
     return weighted - out * weighted.sum(axis, keepdim=True)
@@ -31,6 +33,8 @@ def _softmax(
 def _log_softmax(
     out: Tensor, x: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
+    if out.ndim == 0:
+        return torch.zeros_like(x.tangents)
     axis = _axis(x, dim)
     t = full(x, axis - 1)
     mean = (t * out.exp()).sum(axis, keepdim=True)
