@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from multitangent.dual import Drawn, DualTensor, add_to, pad_rows, primal
+from multitangent.dual import Drawn, DualTensor, add_to, pad_rows
 from multitangent.dual import tangents as tangents_of
 from multitangent.engine._engine import Derivatives
-from multitangent.objective import Evaluation
+from multitangent.objective import Evaluation, constant_loss, output_tensor
 from multitangent.perturbation import Run
 from multitangent.tangents import Needs, Tangents
 
@@ -86,7 +86,7 @@ def _split(evaluation: Evaluation, tangents: Tangents) -> tuple[Tensor, Tensor, 
     losses, jvps = split_dual(evaluation.losses, tangents.num_tangents)
     if not tangents.needs & Needs.OUTPUT_TANGENTS:
         return losses, jvps, None
-    value, rows = primal(evaluation.output), tangents_of(evaluation.output)
+    value, rows = output_tensor(evaluation.output), tangents_of(evaluation.output)
     if rows is None:
         return losses, jvps, value.new_zeros(tangents.num_tangents, *value.shape)
     return losses, jvps, pad_rows(rows, tangents.num_tangents).expand(-1, *value.shape)
@@ -99,11 +99,7 @@ def split_dual(losses: Tensor, num_tangents: int) -> tuple[Tensor, Tensor]:
         RuntimeError: If the losses carry no tangents.
     """
     if not isinstance(losses, DualTensor):
-        raise RuntimeError(
-            "`loss` should depend on the perturbed values. Found losses without tangents: the "
-            "model's output was detached, or computed without the sites. Try to remove the "
-            "`detach()`."
-        )
+        raise constant_loss()
     rows = pad_rows(losses.tangents, num_tangents)
     return losses.primal.detach(), rows.expand(-1, *losses.primal.shape)
 

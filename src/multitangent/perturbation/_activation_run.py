@@ -17,6 +17,7 @@ from multitangent.objective import (
     Evaluation,
     Objective,
     Statistics,
+    output_tensor,
 )
 from multitangent.perturbation._hooks import Injector, Visitor, observed
 from multitangent.perturbation._perturbation import Inject, no_injection
@@ -93,13 +94,13 @@ class ActivationRun:
             mode.refuse_parameters = False  # a loss may have parameters of its own
             if self._exact_output:
                 output = self._without_last_injection(output)
-            losses = objective.losses(output, batch)
-        if self._exact_output or self.tangents.needs & Needs.OUTPUT:
-            self._output_gradient = objective.output_gradient(output, batch, self._stream)
-        if self.tangents.needs & Needs.OUTPUT:
-            assert self._output_gradient is not None
-            self.tangents.with_output(primal(output).detach(), self._output_gradient)
-        return Evaluation(losses, output)
+            needed = self._exact_output or self.tangents.needs & Needs.OUTPUT
+            value = output_tensor(output).clone() if needed else None  # the loss may write into it
+            evaluation = objective.evaluation(output, batch, keep=self._keeps_output)
+        if value is not None:
+            self._output_gradient = objective.output_gradient(value, batch, self._stream)
+            self.tangents.with_output(value, self._output_gradient)
+        return evaluation
 
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
@@ -109,7 +110,12 @@ class ActivationRun:
         with self._objective.mode(part, self._stream, statistics, record=record):
             with observed(self._sites, injector):
                 output = self._objective.output(part)
-            return Evaluation(self._objective.losses(output, part), output)
+            return self._objective.evaluation(output, part, keep=self._keeps_output)
+
+    @property
+    def _keeps_output(self) -> bool:
+        """Whether the output is looked at once the loss was taken."""
+        return bool(self.tangents.needs & Needs.OUTPUT_TANGENTS)
 
     def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
         of_outputs = dict(gradients)

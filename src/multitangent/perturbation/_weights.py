@@ -17,7 +17,7 @@ from multitangent.objective import (
     normalizes_batches,
 )
 from multitangent.perturbation._perturbation import BoundPerturbation, Inject, no_injection
-from multitangent.tangents import Stream, Tangents
+from multitangent.tangents import Needs, Stream, Tangents
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class _WeightRun:
         self._stream = stream
         self._parameters = parameters
         self._record: BatchRecord | None = None
+        self._keeps_output = bool(tangents.needs & Needs.OUTPUT_TANGENTS)
         for name, parameter in parameters.items():
             tangents.add(name, parameter.detach())
 
@@ -104,7 +105,7 @@ class _WeightRun:
         }
         with self._objective.mode(part, self._stream, statistics, record=self._record):
             output = self._objective.output(part, values)
-            return Evaluation(self._objective.losses(output, part), output)
+            return self._objective.evaluation(output, part, keep=self._keeps_output)
 
     def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
         return {parameter: gradients[name] for name, parameter in self._parameters.items()}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multitangent.tangents._observation import Needs
 from multitangent.tangents._request import Request
 from multitangent.tangents._source import TangentSource
 from multitangent.tangents._stream import Stream
@@ -237,12 +238,14 @@ class Tangents:
 
         Args:
             name: The name of the site.
-            value: What is perturbed.
+            value: What is perturbed. A source that needs it gets a copy: the model may write into
+                it.
             shape: The shape of its tangents: of one sample for activations; by default the value's.
             samples: The samples that want tangents of their own, ``None`` to share one set.
             target: What the loss compares with, for sources that use it.
             loss: From outputs and target to the losses ``[b]``, for sources that use it.
         """
+        kept = value.clone() if self.needs & Needs.PRIMAL else value
         request = Request(
             stream=self.stream,
             site=len(self.blocks),
@@ -252,7 +255,8 @@ class Tangents:
             dtype=value.dtype,
             device=value.device,
             name=name,
-            primal=value,
+            value=kept,
+            version=kept._version,
             target=target,
             loss=loss,
         )

@@ -28,7 +28,8 @@ class Request:
         device: Of the perturbed value.
         first: The number of tangents that other sources draw before this one.
         name: The name of the site.
-        primal: The perturbed value, ``[b, *shape]`` for activations and ``[*shape]`` for weights.
+        value: What `primal` returns.
+        version: The count of the writes into `value` when it was perturbed.
         target: What the loss compares with, for activations.
         loss: From outputs and target to the losses ``[b]``.
         output: The model's output, ``[b, *output]``, where a source asked for it.
@@ -44,7 +45,8 @@ class Request:
     device: torch.device
     first: int = 0
     name: str = ""
-    primal: Tensor | None = None
+    value: Tensor | None = None
+    version: int | None = None
     target: Any = None
     loss: Callable[[Any, Any], Tensor] | None = None
     output: Tensor | None = None
@@ -64,13 +66,28 @@ class Request:
         )
 
     @property
+    def primal(self) -> Tensor | None:
+        """The perturbed value, ``[b, *shape]`` for activations and ``[*shape]`` for weights.
+
+        Raises:
+            RuntimeError: If the model has overwritten it, and the source did not ask for a copy.
+        """
+        if self.value is not None and self.value._version != self.version:
+            raise RuntimeError(
+                "`request.primal` should be the value that was perturbed. Found that the model has "
+                f"written into it in place, at {self.name!r}. Try a source whose `needs` has "
+                "`Needs.PRIMAL` among what it returns: it gets a copy."
+            )
+        return self.value
+
+    @property
     def batch(self) -> int | None:
         """The number of samples, ``None`` where the perturbed value is not one of each sample."""
         if self.samples is not None:
             return len(self.samples)
-        if self.primal is None or self.primal.ndim == len(self.shape):
+        if self.value is None or self.value.ndim == len(self.shape):
             return None
-        return len(self.primal)
+        return len(self.value)
 
     def take(self, samples: slice) -> Request:
         """The same for some of the samples."""
@@ -84,7 +101,7 @@ class Request:
         return replace(
             self,
             samples=None if self.samples is None else self.samples[samples],
-            primal=part(self.primal),
+            value=part(self.value),
             target=pytree.tree_map(part, self.target),
             output=part(self.output),
             output_gradient=part(self.output_gradient),
