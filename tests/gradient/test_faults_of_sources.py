@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.utils import _pytree as pytree
 
 from models_for_tests import gradients, relative_error
@@ -517,3 +521,260 @@ def test_local_losses_say_that_the_output_has_another_shape():
     model[2] = linear(5, 4)
     with pytest.raises(ValueError, match=r"first batch's output.*a new gradient"):
         gradient(data(6, 4), torch.tensor([0, 1, 2, 3, 3, 3]))
+
+
+# Layers that run again for their local step.
+
+
+def doubled(module, args):
+    return (2 * args[0] + 1,)
+
+
+def tripled(module, args, output):
+    return 3 * output
+
+
+def hooked():
+    layers = linear(4, 5), linear(5, 3)
+    for layer in layers:
+        layer.register_forward_pre_hook(doubled)
+        layer.register_forward_hook(tripled)
+    return nn.Sequential(layers[0], nn.Tanh(), layers[1])
+
+
+def normalized(wrap):
+    def build():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(wrap(linear(4, 5)), nn.Tanh(), wrap(linear(5, 3)))
+
+    return build
+
+
+NORMALIZED = [hooked, normalized(spectral_norm), normalized(weight_norm)]
+NORMALIZED += [
+    normalized(wrap) for wrap in (parametrizations.spectral_norm, parametrizations.weight_norm)
+]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.filterwarnings("ignore::multitangent.dual.FallbackWarning")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("build", NORMALIZED)
+def test_what_runs_before_a_layer_runs_once(build, recompute):
+    model = build()
+    before = copy.deepcopy(model.state_dict())
+    SQUARE(model(data(6, 4)), data(6, 3)).backward()
+    expected, after = gradients(model), copy.deepcopy(model.state_dict())
+    model.load_state_dict(before)
+    perturb = Activations(recompute=recompute)
+    ForwardGradient(model, SQUARE, StandardBasis(8), Projection(), perturb, micro_batch=6)(
+        data(6, 4), data(6, 3)
+    )
+    assert relative_error(gradients(model), expected) <= 1e-9
+    torch.testing.assert_close(dict(model.state_dict()), dict(after))
+
+
+def test_hooks_of_all_modules_run_once_before_a_layer():
+    model = nn.Sequential(linear(4, 5), nn.Tanh(), linear(5, 3))
+    handle = nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: doubled(module, args) if isinstance(module, nn.Linear) else None
+    )
+    with handle:
+        SQUARE(model(data(6, 4)), data(6, 3)).backward()
+        expected = gradients(model)
+        perturb = Activations(recompute=True)
+        ForwardGradient(model, SQUARE, StandardBasis(8), Projection(), perturb)(
+            data(6, 4), data(6, 3)
+        )
+    assert relative_error(gradients(model), expected) <= 1e-9
+
+
+def test_layers_that_run_again_have_the_same_precision():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+    found = []
+    for recompute in (False, True):
+        perturb = Activations(recompute=recompute)
+        gradient = ForwardGradient(model, SQUARE, Normal(20), perturb=perturb)
+        with torch.autocast("cpu", torch.bfloat16):
+            gradient(data(6, 4).float(), data(6, 3).float())
+        found.append(gradients(model))
+    assert relative_error(*found) == 0
+
+
+# Structures.
+
+
+@dataclass
+class Plain:
+    value: torch.Tensor
+    count: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    value: torch.Tensor
+
+
+class Items(list):
+    pass
+
+
+class Pair(tuple):
+    pass
+
+
+class Output(OrderedDict):
+    """Such as libraries of transformers return: a dictionary with attributes."""
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Encoding(UserDict):
+    """Such as tokenizers return."""
+
+
+class Opaque:
+    def __init__(self, value):
+        self.value = value
+
+
+class Slots:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+Named = namedtuple("Named", "value rest")
+
+STRUCTURES = {
+    "dataclass": (Plain, lambda s: s.value),
+    "frozen": (Frozen, lambda s: s.value),
+    "mapping": (lambda h: MappingProxyType({"a": h}), lambda s: s["a"]),
+    "encoding": (lambda h: Encoding(a=h), lambda s: s["a"]),
+    "output": (lambda h: Output(logits=h), lambda s: s.logits),
+    "list": (lambda h: Items([h]), lambda s: s[0]),
+    "tuple": (lambda h: Pair([h, None]), lambda s: s[0]),
+    "named": (lambda h: Named(h, None), lambda s: s.value),
+    "nested": (lambda h: ([Plain(Encoding(a=(h,)))],), lambda s: s[0][0].value["a"][0]),
+}
+
+
+class Wrapping(nn.Module):
+    """A layer that returns a structure."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.layer = linear(4, 5)
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(self.layer(x))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("micro_batch", [2, 6])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_sites_may_return_structures(name, micro_batch, recompute):
+    wrap, unwrap = STRUCTURES[name]
+    model = Model(
+        lambda m, x: m.parts[1](unwrap(m.parts[0](x)).tanh()), Wrapping(wrap), linear(5, 3)
+    )
+    SQUARE(model(data(6, 4)), data(6, 3)).backward()
+    expected = gradients(model)
+    perturb = Activations(sites=["parts.0", "parts.1"], recompute=recompute)
+    gradient = ForwardGradient(
+        model, SQUARE, StandardBasis(8), Projection(), perturb, micro_batch=micro_batch
+    )
+    gradient(data(6, 4), data(6, 3))
+    assert relative_error(gradients(model), expected) <= 1e-9
+
+
+@pytest.mark.parametrize("wrap", [Opaque, Slots, lambda h: (Opaque([h]), 1), lambda h: {h}])
+def test_a_site_that_hides_tensors_is_refused(wrap):
+    model = Model(lambda m, x: m.parts[1](m.parts[0](x).value), Wrapping(wrap), linear(5, 3))
+    gradient = ForwardGradient(model, SQUARE, perturb=Activations(sites=["parts.0", "parts.1"]))
+    with pytest.raises(ValueError, match=r"inside (Opaque|Slots|set) at 'parts.0'.*Try"):
+        gradient(data(6, 4), data(6, 3))
+
+
+def assert_structures_work(name, place, x, y, gradient_of):
+    """The gradient of a batch in which inputs or target are a structure."""
+    wrap, unwrap = STRUCTURES[name]
+
+    def loss(output, target):
+        return (output - (unwrap(target) if place == "target" else target)).square().mean(1)
+
+    def first(s):
+        return unwrap(s[0]) if place == "inputs" else s
+
+    model = Model(lambda m, s: m.parts[1](m.parts[0](first(s)).tanh()), linear(4, 5), linear(5, 3))
+    gradient = gradient_of(model, loss)
+    for factor in (1, 2):  # nothing of the first batch stays
+        inputs = ([wrap(factor * x)],) if place == "inputs" else factor * x
+        target = wrap(factor * y) if place == "target" else factor * y
+        loss(model(inputs[0] if place == "inputs" else inputs), target).mean().backward()
+        expected = gradients(model)
+        gradient(inputs, target)
+        assert relative_error(gradients(model), expected) <= 1e-9
+
+
+@pytest.mark.parametrize("micro_batch", [2, "auto"])
+@pytest.mark.parametrize("place", ["inputs", "target"])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_inputs_and_targets_may_be_structures(name, place, micro_batch):
+    assert_structures_work(
+        name,
+        place,
+        data(6, 4),
+        data(6, 3),
+        lambda *parts: ForwardGradient(*parts, StandardBasis(8), micro_batch=micro_batch),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("place", ["inputs", "target"])
+def test_structures_in_a_compiled_step(place):
+    assert_structures_work(
+        "mapping",
+        place,
+        data(6, 4),
+        data(6, 3),
+        lambda *parts: ForwardGradient(*parts, StandardBasis(8), compile=True),
+    )
+
+
+def test_inputs_that_can_not_be_split():
+    model = Model(lambda m, s: m.parts[0](s[0] * s[1].value), linear(4, 3))
+
+    def inputs():
+        return ([data(6, 4), Opaque(data(6, 4))],)
+
+    SQUARE(model(*inputs()), data(6, 3)).backward()
+    expected = gradients(model)
+    ForwardGradient(model, SQUARE, StandardBasis(3))(inputs(), data(6, 3))
+    assert relative_error(gradients(model), expected) <= 1e-9
+    with pytest.raises(ValueError, match=r"6 samples inside Opaque.*micro_batch=6"):
+        ForwardGradient(model, SQUARE, micro_batch=2)(inputs(), data(6, 3))
+
+
+def test_a_loss_of_an_output_with_attributes():
+    model = Model(lambda m, x: Output(logits=m.parts[0](x)), linear(4, 3))
+    for loss in (CLASSES, nn.MSELoss(), nn.BCEWithLogitsLoss(reduction="sum")):
+        with pytest.raises(ValueError, match=r"returns Output. Try .*out.logits, y, reduction="):
+            ForwardGradient(model, loss)(data(6, 4), LABELS)
+
+    def loss(out, y):
+        return F.cross_entropy(out.logits, y, reduction="none")
+
+    loss(model(data(6, 4)), LABELS).mean().backward()
+    expected = gradients(model)
+    ForwardGradient(model, loss, StandardBasis(3), micro_batch=2)(data(6, 4), LABELS)
+    assert relative_error(gradients(model), expected) <= 1e-9

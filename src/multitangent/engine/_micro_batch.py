@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import tensors_of
 from multitangent.objective import Batch
 from multitangent.perturbation import BoundPerturbation, Run
 from multitangent.tangents import Stream, Tangents, TangentSource
@@ -59,8 +59,8 @@ def micro_batch_size(
 
 
 def _budget(batch: Batch) -> float:
-    for value in pytree.tree_leaves(batch.inputs):
-        if isinstance(value, Tensor) and value.is_cuda:
+    for value in tensors_of(batch.inputs):
+        if value.is_cuda:
             return torch.cuda.get_device_properties(value.device).total_memory * _GPU_SHARE
     return _CPU_BYTES
 

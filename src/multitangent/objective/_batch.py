@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from multitangent._structures import hidden_tensors, leaves_of, map_tensors, tensors_of
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,6 +39,9 @@ class Batch:
         """Parts of `size` samples each; the last one may have fewer.
 
         Tensors whose first axis is the batch are split, anything else is handed to every part.
+
+        Raises:
+            ValueError: If there are tensors of samples in an object that can not be split.
         """
         if size >= self.size:
             yield self
@@ -47,15 +52,18 @@ class Batch:
     def take(self, rows: slice) -> Batch:
         """The samples `rows`, which count from the first of this part."""
 
-        def take(value: Any) -> Any:
-            per_sample = isinstance(value, Tensor) and value.shape[:1] == (self.size,)
-            return value[rows] if per_sample else value
+        def take(value: Tensor) -> Tensor:
+            return value[rows] if value.shape[:1] == (self.size,) else value
+
+        for kind, tensor in hidden_tensors((self.inputs, self.target)):
+            if tensor.shape[:1] == (self.size,):
+                raise _unknown_structure(kind, self.size)
 
         first = self.rows.start
         return replace(
             self,
-            inputs=pytree.tree_map(take, self.inputs),
-            target=pytree.tree_map(take, self.target),
+            inputs=map_tensors(take, self.inputs),
+            target=map_tensors(take, self.target),
             rows=slice(first + rows.start, first + rows.stop),
         )
 
@@ -66,15 +74,11 @@ def whole_batch(inputs: Any, target: Any) -> Batch:
     Raises:
         ValueError: If there is no sample.
     """
-
-    def detach(value: Any) -> Any:
-        return value.detach() if isinstance(value, Tensor) else value
-
     inputs = _as_dict(inputs)
     size = _batch_size(inputs)
     return Batch(
-        pytree.tree_map(detach, inputs),
-        pytree.tree_map(detach, target),
+        map_tensors(Tensor.detach, inputs),
+        map_tensors(Tensor.detach, target),
         slice(0, size),
         size,
     )
@@ -93,14 +97,22 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _batch_size(inputs: Any) -> int:
-    for value in pytree.tree_leaves(inputs):
-        if isinstance(value, Tensor) and value.ndim > 0:
+    for value in tensors_of(inputs):
+        if value.ndim > 0:
             if value.shape[0] == 0:
                 break
             return value.shape[0]
     raise ValueError(
         "`inputs` should hold a tensor whose first axis is the batch, with at least one sample. "
         f"Found {_describe(inputs)}."
+    )
+
+
+def _unknown_structure(kind: str, size: int) -> ValueError:
+    return ValueError(
+        "`inputs` and `target` should hold tensors in tuples, lists, mappings or dataclasses: only "
+        f"those can be split into micro-batches. Found tensors of {size} samples inside {kind}. "
+        f"Try one of those in its place, or `micro_batch={size}`."
     )
 
 
@@ -112,6 +124,9 @@ def _describe(inputs: Any) -> str:
 
 def shapes(batch: Batch) -> Any:
     """The shapes, types and devices of a batch, to tell one kind of batch from another."""
-    leaves, structure = pytree.tree_flatten((batch.inputs, batch.target))
-    kinds = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else repr(v) for v in leaves]
-    return tuple(kinds), structure
+    values = batch.inputs, batch.target
+    kinds = [
+        (v.shape, v.dtype, v.device) if isinstance(v, Tensor) else repr(v)
+        for v in leaves_of(values)
+    ]
+    return tuple(kinds), pytree.tree_structure(values)

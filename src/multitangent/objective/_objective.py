@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import tensors_of
 from multitangent.dual import custom_functions, primal
 from multitangent.objective._batch import Batch, arguments, whole_batch
 from multitangent.objective._batch_mode import BatchMode
@@ -176,5 +176,4 @@ def constant_loss() -> RuntimeError:
 
 def _device_of(part: Batch) -> torch.device:
     """The device of the first input."""
-    leaves = pytree.tree_leaves(part.inputs)
-    return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
+    return tensors_of(part.inputs)[0].device

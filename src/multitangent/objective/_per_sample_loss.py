@@ -26,6 +26,7 @@ class PerSampleLoss:
         self._function = loss
         self._sums_elements = False
         self._is_weighted = False  # whether a mean is one of weights
+        self._takes_tensors = type(loss).__module__.startswith("torch.nn.")
         self._module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
         if self._module:
             stated = loss.reduction  # type: ignore[attr-defined]
@@ -64,6 +65,8 @@ class PerSampleLoss:
 
     def __call__(self, output: Any, target: Any, correction: float = 1.0) -> Tensor:
         """The losses ``[b]`` of b samples."""
+        if self._takes_tensors and not isinstance(output, Tensor):
+            raise _no_tensor(self._function, output)
         losses = self._function(output, target)
         if not self._module or not isinstance(losses, Tensor) or losses.ndim == 0:
             _check_per_sample(losses)
@@ -75,6 +78,15 @@ class PerSampleLoss:
             )
             losses = losses.sum(rest) if elements else losses.mean(rest)
         return losses if correction == 1.0 else losses * correction
+
+
+def _no_tensor(loss: Any, output: Any) -> ValueError:
+    return ValueError(
+        f"{type(loss).__name__} should get a tensor. Found that the model returns "
+        f"{type(output).__name__}. Try a callable that takes the tensor from it, such as `lambda "
+        "out, y: torch.nn.functional.cross_entropy(out.logits, y, reduction='none')`, or a module "
+        "around the model that returns the tensor."
+    )
 
 
 def _check_per_sample(losses: Any) -> None:

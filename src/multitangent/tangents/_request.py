@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import map_tensors
 from multitangent.tangents._independent import IndependentRows
 from multitangent.tangents._stream import Stream
 
@@ -94,15 +94,17 @@ class Request:
         if (count := self.batch) is None:
             return self
 
-        def part(value: Any) -> Any:
-            of_samples = isinstance(value, Tensor) and value.shape[:1] == (count,)
-            return value[samples] if of_samples else value
+        def part(value: Tensor) -> Tensor:
+            return value[samples] if value.shape[:1] == (count,) else value
+
+        def optional(value: Tensor | None) -> Tensor | None:
+            return None if value is None else part(value)
 
         return replace(
             self,
             samples=None if self.samples is None else self.samples[samples],
-            value=part(self.value),
-            target=pytree.tree_map(part, self.target),
-            output=part(self.output),
-            output_gradient=part(self.output_gradient),
+            value=optional(self.value),
+            target=map_tensors(part, self.target),
+            output=optional(self.output),
+            output_gradient=optional(self.output_gradient),
         )
