@@ -25,6 +25,7 @@ from multitangent import (
     OwnValue,
     Projection,
     SimulatedGradient,
+    forward_gradient,
 )
 from multitangent.gradient import step
 from multitangent.tangents import (
@@ -778,3 +779,150 @@ def test_a_loss_of_an_output_with_attributes():
     expected = gradients(model)
     ForwardGradient(model, loss, StandardBasis(3), micro_batch=2)(data(6, 4), LABELS)
     assert relative_error(gradients(model), expected) <= 1e-9
+
+
+# Outputs that nobody uses.
+
+
+class Attending(nn.Module):
+    """PyTorch's attention, which returns its weights too."""
+
+    def __init__(self, *, use, **options):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True, dtype=DTYPE)
+        self.head = linear(4, 2)
+        self.use = use
+        self.options = options
+
+    def forward(self, x):
+        out, weights = self.attention(x, x, x, **self.options)
+        if self.use == "later":
+            return self.head(torch.einsum("bts,bsd->btd", weights, out)).mean(1)
+        if self.use == "overwritten":
+            weights.mul_(2)
+        values = self.head(out).mean(1)
+        return values if self.use == "not" else (values, weights)
+
+
+def attention_loss(output, target):
+    values, weights = output if isinstance(output, tuple) else (output, target[:, :1] * 0)
+    return (values - target).square().mean(1) + weights.square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"need_weights": False}, {"average_attn_weights": False}], ids=str
+)
+@pytest.mark.parametrize("micro_batch", [2, 6])
+@pytest.mark.parametrize("kind", [ForwardGradient, SimulatedGradient])
+def test_weights_of_attention_that_are_dropped_are_not_perturbed(kind, micro_batch, options):
+    model = Attending(use="not", **options)
+    x, y = data(6, 5, 4), data(6, 2)
+    SQUARE(model(x), y).backward()
+    expected = gradients(model)
+    gradient = kind(model, SQUARE, StandardBasis(30), micro_batch=micro_batch)
+    assert step(*gradient.prepare(x, y)).tangents.dimension == 5 * 4 + 5 * 2
+    gradient(x, y)
+    assert relative_error(gradients(model), expected) <= 1e-9
+
+
+@pytest.mark.parametrize("use", ["not", "later", "overwritten", "in the loss"])
+@pytest.mark.parametrize("source", [StandardBasis(60), Normal(60) + OwnValue() + LocalLoss()])
+@pytest.mark.parametrize("micro_batch", [2, 6])
+@pytest.mark.parametrize("kind", [ForwardGradient, SimulatedGradient])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_weights_of_attention_that_are_used_are_perturbed(
+    recompute, kind, micro_batch, source, use
+):
+    if use != "not" and use != "later" and "LocalLoss" in repr(source):
+        source = Normal(60) + OwnValue()  # the model returns no tensor
+    model = Attending(use=use)
+    x, y = data(6, 5, 4), data(6, 2)
+    attention_loss(model(x), y).mean().backward()
+    expected = gradients(model)
+    perturb = Activations(recompute=recompute)
+    gradient = kind(model, attention_loss, source, Projection(), perturb, micro_batch=micro_batch)
+    n = step(*gradient.prepare(x, y)).tangents.dimension
+    assert n == 5 * 4 + 5 * 2 + (0 if use == "not" else 5 * 5)
+    for _ in range(2):
+        gradient(x, y)
+        assert relative_error(gradients(model), expected) <= 1e-7
+
+
+def test_an_exact_output_may_be_that_of_attention():
+    layer = nn.MultiheadAttention(4, 2, batch_first=True, dtype=DTYPE)
+    model = Model(lambda m, x: m.parts[1](*[m.parts[0](x)] * 3)[0], linear(4, 4), layer)
+    x, y = data(6, 5, 4), data(6, 5, 4)
+    SQUARE(model(x), y).backward()
+    expected = gradients(model)
+    perturb = Activations(output="exact")
+    ForwardGradient(model, SQUARE, StandardBasis(20), perturb=perturb)(x, y)
+    assert relative_error(gradients(model), expected) <= 1e-9
+
+
+# Hooks on gradients that forward mode does not have.
+
+
+def reversing(module, grad_input, grad_output):
+    return tuple(None if g is None else -g for g in grad_input)
+
+
+REGISTER = {
+    "full": lambda layer: layer.register_full_backward_hook(reversing),
+    "pre": lambda layer: layer.register_full_backward_pre_hook(lambda m, g: (-g[0],)),
+    "old": lambda layer: layer.register_backward_hook(reversing),
+}
+
+
+@pytest.mark.parametrize("perturb", ["activations", "weights"])
+@pytest.mark.parametrize("name", REGISTER)
+@pytest.mark.parametrize("kind", [ForwardGradient, SimulatedGradient])
+def test_backward_hooks_of_modules_are_refused(kind, name, perturb):
+    model = nn.Sequential(linear(4, 5), nn.Tanh(), linear(5, 3))
+    gradient = kind(model, SQUARE, Normal(2), perturb=perturb)
+    with REGISTER[name](model[1]):
+        for take in (gradient, gradient.assess):
+            with pytest.raises(ValueError, match=r"backward hook of '1' \(Tanh\). Try"):
+                take(data(6, 4), data(6, 3))
+    with (
+        nn.modules.module.register_module_full_backward_hook(reversing),
+        pytest.raises(ValueError, match="backward hook of all modules"),
+    ):
+        gradient(data(6, 4), data(6, 3))
+    assert gradient(data(6, 4), data(6, 3)).isfinite()
+
+
+@pytest.mark.parametrize("perturb", ["activations", "weights"])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("micro_batch", [2, 6])
+def test_hooks_of_activations_are_refused(place, perturb, micro_batch):
+    class Clipping(nn.Module):
+        """A layer that clips the gradient of its output."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = linear(4, 4)
+
+        def forward(self, x):
+            h = self.layer(x)
+            h.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+            return h
+
+    layers = [linear(4, 4), nn.Tanh(), linear(4, 3)]
+    layers[place] = Clipping()
+    gradient = ForwardGradient(
+        nn.Sequential(*layers), SQUARE, Normal(2), perturb=perturb, micro_batch=micro_batch
+    )
+    with pytest.raises(RuntimeError, match=r"`register_hook` should be called on parameters"):
+        gradient(data(6, 4), data(6, 3))
+
+
+def test_hooks_of_activations_in_a_function_are_refused():
+    def function(x):
+        y = x * 2
+        y.register_hook(lambda g: -g)
+        return y.sum()
+
+    with pytest.raises(RuntimeError, match=r"`register_hook` should be called on parameters"):
+        forward_gradient(function, data(4))

@@ -3,7 +3,7 @@
 from multitangent.dual import _rules as _rules  # registers the rules
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
 from multitangent.dual._custom_function import custom_functions
-from multitangent.dual._deferred import Deferred, Drawn
+from multitangent.dual._deferred import Deferred, Drawn, OnUse
 from multitangent.dual._dispatch import result_of
 from multitangent.dual._dual_tensor import DualTensor, pad_rows
 from multitangent.dual._grad_mode import ObeyedGradMode, constant
@@ -28,6 +28,7 @@ __all__ = [
     "DualTensor",
     "FallbackWarning",
     "ObeyedGradMode",
+    "OnUse",
     "add",
     "add_to",
     "attention_with_dropout",

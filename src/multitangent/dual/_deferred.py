@@ -30,6 +30,32 @@ class Deferred(ABC):
         """The tangents ``[K, *shape]``, axes of size 1 where they are constant."""
 
 
+class OnUse(Deferred):
+    """Tangents that are computed once, when somebody needs them.
+
+    Args:
+        compute: Returns the tangents.
+        dtype: Their type.
+    """
+
+    __slots__ = ("_compute", "_dtype", "_result")
+
+    def __init__(self, compute: Callable[[], Tensor], dtype: torch.dtype) -> None:
+        self._compute = compute
+        self._dtype = dtype
+        self._result: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def computed(self) -> Tensor:
+        if self._result is None:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                self._result = self._compute()
+        return self._result
+
+
 class Drawn(Deferred):
     """Tangents that are drawn again at every use.
 

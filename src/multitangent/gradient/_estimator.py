@@ -20,6 +20,7 @@ from multitangent.gradient._arguments import (
     check_kinds,
     check_options,
     perturbation_of,
+    refuse_backward_hooks,
     refuse_inference_mode,
 )
 from multitangent.gradient._assessment import Assessment, assess
@@ -139,6 +140,7 @@ class GradientEstimator(ABC):
             (torch.Size([4]), 0)
         """
         refuse_inference_mode()
+        refuse_backward_hooks(self.model, self.loss)
         if self._found_parameters() != self._bound_to:
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multitangent.dual import DualTensor, primal
+from multitangent.dual import DualTensor, OnUse, primal
+from multitangent.dual import tangents as tangents_of
 from multitangent.objective import (
     Batch,
     BatchMode,
@@ -82,7 +83,7 @@ class ActivationRun:
         return self._recorded(inject, record=None)
 
     def prepare(self, *, certainly: bool = False) -> Tensor:
-        return self._recorded(no_injection, record=self._record).losses
+        return primal(self._recorded(no_injection, record=self._record).losses)
 
     def _recorded(self, inject: Inject, record: BatchRecord | None) -> Evaluation:
         """Run the whole batch, drawing tangents and recording the layer at every site."""
@@ -151,6 +152,20 @@ class ActivationRun:
         self._last = _Injection(name, detached, injected, primal(injected)._version)
         return injected
 
+    def replaced_if_used(self, name: str, value: Tensor, inject: Inject) -> Tensor:
+        """The same for an output that the model may leave alone: then it is not perturbed."""
+        detached = value.detached() if isinstance(value, DualTensor) else value.detach()
+
+        dtype = self.tangents.dtype or value.dtype
+
+        def tangents() -> Tensor:
+            self._add_block(name, detached)
+            injected = inject(detached, name, self.batch.rows)
+            rows = tangents_of(injected)
+            return value.new_zeros([1] * (value.ndim + 1), dtype=dtype) if rows is None else rows
+
+        return DualTensor.deferred(primal(detached), OnUse(tangents, dtype))
+
     def _add_block(self, name: str, value: Tensor) -> None:
         size = self.batch.size
         if value.ndim == 0 or value.shape[0] != size:
@@ -197,4 +212,8 @@ class _Recorder(Visitor):
             self._pullback.leave(name, primal(value))
             return self._run.replaced(name, value, self._inject)
 
-        return self._replaced(site, output, replace)
+        def replace_if_used(value: Tensor, name: str) -> Tensor:
+            self._pullback.leave(name, primal(value))
+            return self._run.replaced_if_used(name, value, self._inject)
+
+        return self._replaced(site, output, replace, replace_if_used)

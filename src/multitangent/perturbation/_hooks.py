@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -37,15 +38,30 @@ class Visitor(ABC):
             self._active = None
         return self._remaining == 0
 
-    def _replaced(self, site: Site, output: Any, replace: Callable[[Tensor, str], Tensor]) -> Any:
-        """A site's output, each of its tensors replaced; the tensors are named by site and run."""
+    def _replaced(
+        self,
+        site: Site,
+        output: Any,
+        replace: Callable[[Tensor, str], Tensor],
+        replace_others: Callable[[Tensor, str], Tensor] | None = None,
+    ) -> Any:
+        """A site's output, each of its tensors replaced; the tensors are named by site and run.
+
+        Args:
+            site: The site.
+            output: What it returned.
+            replace: Makes what takes a tensor's place.
+            replace_others: The same for all but the first tensor of the output.
+        """
+        replacements = chain([replace], repeat(replace_others or replace))
 
         def named(value: Tensor) -> Tensor:
             if not value.is_floating_point():
                 return value
             count = self._counts.get(site.name, 0)
             self._counts[site.name] = count + 1
-            return replace(value, site.name if count == 0 else f"{site.name}#{count}")
+            name = site.name if count == 0 else f"{site.name}#{count}"
+            return next(replacements)(value, name)
 
         with torch._C.DisableTorchFunction():  # nothing here concerns the model's functions
             if isinstance(output, Tensor):

@@ -93,7 +93,7 @@ def _pulled_back(
     gradients: dict[str, Tensor],
     scale: float,
 ) -> dict[nn.Parameter, Tensor]:
-    names = [name for name, output in outputs.items() if output.requires_grad]
+    names = [n for n, output in outputs.items() if output.requires_grad and n in gradients]
     with _without_hooks(parameters):
         derivatives = torch.autograd.grad(
             [outputs[name] for name in names],

@@ -187,6 +187,7 @@ class Tangents:
     Attributes:
         blocks: The blocks by the names of their sites.
         needs: What the source needs of this step.
+        dtype: The type in which tangents are carried, ``None`` for the perturbed value's.
 
     Examples:
         >>> from multitangent.tangents import Normal
@@ -212,7 +213,7 @@ class Tangents:
         # Asked once: a source may need the output of its first step only.
         self.needs = source.needs(stream.step)
         self._kind = DenseBlock if store else RedrawnBlock
-        self._dtype = dtype
+        self.dtype = dtype
 
     @property
     def num_tangents(self) -> int:
@@ -260,7 +261,7 @@ class Tangents:
             target=target,
             loss=loss,
         )
-        block = self.blocks[name] = self._kind(self.source, request, self._dtype)
+        block = self.blocks[name] = self._kind(self.source, request, self.dtype)
         return block
 
     def with_output(self, output: Tensor, output_gradient: Tensor) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from multitangent.dual._registry import register_nondifferentiable, register_rule
+from multitangent.dual._registry import (
+    register_composite,
+    register_nondifferentiable,
+    register_rule,
+)
 
 _METHODS = """
     __bool__ __contains__ __eq__ __float__ __floordiv__ __format__ __ge__ __gt__
@@ -38,6 +42,19 @@ def _leave(out: object, x: Tensor, *args: object, **kwargs: object) -> Tensor:
     raise RuntimeError(
         "A tensor that carries tangents should stay one of PyTorch's: NumPy would lose them. Found "
         "a conversion to an array. Try `.detach()` before it, if no gradient is to pass."
+    )
+
+
+@register_composite(Tensor.register_hook)
+def _register_hook(x: Tensor, *args: object, **kwargs: object) -> object:
+    if isinstance(x, nn.Parameter):  # whoever accumulates gradients calls its hooks
+        with torch._C.DisableTorchFunction():
+            return x.register_hook(*args, **kwargs)  # type: ignore[no-untyped-call]
+    raise RuntimeError(
+        "`register_hook` should be called on parameters: without a backward pass no other tensor "
+        "of a model has a gradient, which the hook might change. Found a tensor of shape "
+        f"{list(x.shape)}. Try to remove the hook, or a torch.autograd.Function in its place, "
+        "whose backward is obeyed."
     )
 
 
