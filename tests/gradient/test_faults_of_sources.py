@@ -926,3 +926,30 @@ def test_hooks_of_activations_in_a_function_are_refused():
 
     with pytest.raises(RuntimeError, match=r"`register_hook` should be called on parameters"):
         forward_gradient(function, data(4))
+
+
+# Nothing is perturbed before the output.
+
+
+@pytest.mark.parametrize("micro_batch", [2, 6])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("aggregator", [Projection(), Mean()], ids=repr)
+@pytest.mark.parametrize("source", [Normal(3), *STATEFUL, OwnValue()], ids=repr)
+@pytest.mark.parametrize("kind", [ForwardGradient, SimulatedGradient])
+def test_an_exact_output_of_a_single_site(kind, source, aggregator, recompute, micro_batch):
+    """A frozen trunk: the gradient of its head is the loss's own."""
+    model = nn.Sequential(linear(4, 5), nn.Tanh(), linear(5, 3))
+    model[0].requires_grad_(False)
+    CLASSES(model(data(6, 4)), LABELS).backward()
+    expected = gradients(model)
+    perturb = Activations(output="exact", recompute=recompute)
+    gradient = kind(
+        model, CLASSES, Normal(2) + source, aggregator, perturb, micro_batch=micro_batch
+    )
+    for _ in range(2):
+        gradient(data(6, 4), LABELS)
+        assert relative_error(gradients(model), expected) <= 1e-9
+    assert gradient.diagnostics.jvps.shape == (2 + source.num_tangents, 6)
+    assert gradient.assess(data(6, 4), LABELS).cosine == pytest.approx(1)
+    model[0].requires_grad_(True)
+    assert gradient(data(6, 4), LABELS).isfinite()

@@ -31,13 +31,17 @@ class Backpropagation:
 
     def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
         losses, gradients = self.gradients(run, tangents)
+        if not gradients:
+            return Derivatives(losses, losses.new_zeros(tangents.num_tangents, *losses.shape), None)
         jvps = _applied(run, tangents, gradients)
         needed = tangents.needs & Needs.OUTPUT_TANGENTS
         return Derivatives(losses, jvps, self._output_tangents(run, tangents) if needed else None)
 
     def gradients(self, run: Run, tangents: Tangents) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses ``[B]``, and the true gradients of the perturbed values, by name."""
-        run.prepare(certainly=True)
+        losses = run.prepare(certainly=True)
+        if not tangents.blocks and losses is not None:  # nothing is before an exact output
+            return losses.detach(), {}
         evaluation, gradients = self._differentiated(run, tangents, None)
         return evaluation.losses.detach(), gradients
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from multitangent.dual import Drawn, DualTensor, add_to, pad_rows
+from multitangent.dual import Drawn, DualTensor, add_to, pad_rows, primal
 from multitangent.dual import tangents as tangents_of
 from multitangent.engine._engine import Derivatives
 from multitangent.objective import Evaluation, constant_loss, output_tensor
@@ -83,6 +83,9 @@ def _aligned(rows: Tensor, ndim: int) -> Tensor:
 
 def _split(evaluation: Evaluation, tangents: Tangents) -> tuple[Tensor, Tensor, Tensor | None]:
     """Losses ``[b]``, their derivatives ``[K, b]``, and those of the output if they are needed."""
+    if not tangents.blocks:  # nothing is perturbed before an exact output
+        losses = primal(evaluation.losses).detach()
+        return losses, losses.new_zeros(tangents.num_tangents, *losses.shape), None
     losses, jvps = split_dual(evaluation.losses, tangents.num_tangents)
     if not tangents.needs & Needs.OUTPUT_TANGENTS:
         return losses, jvps, None

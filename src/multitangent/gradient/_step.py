@@ -48,7 +48,7 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
     run = problem.perturbation(batch, stream, tangents)
     losses, jvps, output_tangents = problem.engine(run, tangents)
     with torch.autocast(jvps.device.type, enabled=False):
-        gram, jvps = problem.reduce(tangents.gram(), jvps)
+        gram, jvps = problem.reduce(tangents.gram().to(jvps.device), jvps)
         combination = combine(problem.source, problem.aggregator, gram, jvps, tangents.dimension)
         values = tangents.combine(combination.coefficients)
         gradients = run.pullback(values)
@@ -127,6 +127,8 @@ class Step:
         if self.tangents is None or not self.tangents.needs & Needs.UPDATE:
             return None
         blocks = self.tangents.blocks
+        if not blocks:  # nothing was perturbed
+            return None
         seen = blocks if self.output_tangents is not None else {}
         of_samples = self.values if self.per_sample else _with_samples(self.values)
         return Observation(

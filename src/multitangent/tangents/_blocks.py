@@ -279,6 +279,8 @@ class Tangents:
                 grams.append(block.gram())
         if small:  # one product for many blocks
             grams.append(gram_of(torch.cat(small, 2)))
+        if not grams:  # nothing is perturbed
+            return torch.zeros(self.num_tangents, self.num_tangents, dtype=torch.float64)
         total = grams[0] if len(grams) == 1 else sum(grams[1:], start=grams[0])
         return total[0] if len(total) == 1 else total
 
