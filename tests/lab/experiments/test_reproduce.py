@@ -347,7 +347,7 @@ def test_stored_results_are_said_to_be_stored(tmp_path, capsys):
     config = ReproduceConfig("fig3", quick=True, out=tmp_path, workers=1)
     (found,) = run_reproduce(config, json=False)["figures"]
     assert found["cells_stored"] == 0
-    assert "stored" not in capsys.readouterr().out
+    assert "stored results" not in capsys.readouterr().out
     (found,) = run_reproduce(config, json=False)["figures"]
     assert found["cells_stored"] == found["cells_run"] > 10
     assert f"{found['cells_run']} of them are stored results" in capsys.readouterr().out
