@@ -150,7 +150,7 @@ ERRORS = {
         step(model(), lambda out, y: out.flatten()), ValueError, "Found 10 numbers for 5 samples"
     ),
     "no tensor as loss": (step(model(), lambda out, y: 1.0), ValueError, "Found 1.0"),
-    "detached": (step(Detaching()), RuntimeError, "losses without tangents"),
+    "detached": (step(Detaching()), RuntimeError, "losses without derivatives"),
     "no batch axis": (step(Reducing()), ValueError, "should have outputs that depend on the samp"),
     "operations behind the last site": (
         step(Behind(), perturb=Activations(output="exact")), ValueError, "operations behind it"

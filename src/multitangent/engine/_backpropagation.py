@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multitangent.engine._engine import Derivatives
+from multitangent.objective import Evaluation, constant_loss, output_tensor
 from multitangent.perturbation import Run
 from multitangent.tangents import Needs, Tangents
 
@@ -31,11 +32,11 @@ class Backpropagation:
 
     def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
         losses, gradients = self.gradients(run, tangents)
-        return Derivatives(
-            losses,
-            applied(tangents, gradients, per_sample=run.per_sample),
-            self._output_tangents(run, tangents),
-        )
+        if not gradients:
+            return Derivatives(losses, losses.new_zeros(tangents.num_tangents, *losses.shape), None)
+        jvps = applied(tangents, gradients, per_sample=run.per_sample)
+        needed = tangents.needs & Needs.OUTPUT_TANGENTS
+        return Derivatives(losses, jvps, self._output_tangents(run, tangents) if needed else None)
 
     def gradients(
         self, run: Run, tangents: Tangents, *, prepare: bool = True
@@ -47,35 +48,34 @@ class Backpropagation:
             tangents: Whose blocks name the perturbed values.
             prepare: Whether the run has to be prepared, for statistics and `pullback`.
         """
-        if prepare:
-            run.prepare(certainly=True)
-        losses, gradients = self._differentiated(run, tangents, None)
-        return losses, gradients
+        losses = run.prepare(certainly=True) if prepare else None
+        if not tangents.blocks and losses is not None:  # nothing is before an exact output
+            return losses.detach(), {}
+        evaluation, gradients = self._differentiated(run, tangents, None)
+        return evaluation.losses.detach(), gradients
 
-    def _output_tangents(self, run: Run, tangents: Tangents) -> Tensor | None:
-        if not tangents.needs & Needs.OUTPUT_TANGENTS:
-            return None
-        shape = next(iter(tangents.blocks.values())).request.output.shape  # type: ignore[union-attr]
-        jvps = [
-            applied(
-                tangents,
-                self._differentiated(run, tangents, element)[1],
-                per_sample=run.per_sample,
-            )
-            for element in range(shape[1:].numel())
-        ]
-        return torch.stack(jvps, 2).reshape(*jvps[0].shape, *shape[1:])
+    def _output_tangents(self, run: Run, tangents: Tangents) -> Tensor:
+        """The derivatives of the output ``[B, *shape]``, one element after the other."""
+        jvps: list[Tensor] = []
+        shape, count = torch.Size(), 1
+        while len(jvps) < count:
+            evaluation, gradients = self._differentiated(run, tangents, len(jvps))
+            shape = output_tensor(evaluation.output).shape
+            count = shape[1:].numel() if run.per_sample else shape.numel()
+            jvps.append(applied(tangents, gradients, per_sample=run.per_sample))
+        return torch.stack(jvps, -1).reshape(-1, *shape)
 
     @torch.enable_grad()
     def _differentiated(
         self, run: Run, tangents: Tangents, element: int | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses, and the gradients by the perturbed values.
+    ) -> tuple[Evaluation, dict[str, Tensor]]:
+        """The run, and the gradients by the perturbed values.
 
         Args:
             run: The batch.
             tangents: Whose blocks name the perturbed values.
-            element: Of the model's output, whose gradient is wanted in place of the loss's.
+            element: Of the model's output, whose gradient is wanted in place of the loss's: of that
+                of every sample, where values are of one sample each.
         """
         offsets: dict[str, Tensor] = {}
 
@@ -90,16 +90,18 @@ class Backpropagation:
             return value + offsets[name]
 
         evaluation = run.evaluate(run.batch, watch, self.statistics)
-        wanted = evaluation.losses
-        if element is not None:
-            wanted = evaluation.output.flatten(1)[:, element]
-        total = wanted.sum() * (1.0 if run.per_sample else run.scale)
+        if element is None:
+            total = evaluation.losses.sum() * (1.0 if run.per_sample else run.scale)
+        else:
+            total = evaluation.output.flatten(int(run.per_sample))[..., element].sum()
+        if not total.requires_grad:
+            raise constant_loss()
         derivatives = torch.autograd.grad(total, list(offsets.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(offset) if gradient is None else gradient
             for (name, offset), gradient in zip(offsets.items(), derivatives, strict=True)
         }
-        return evaluation.losses.detach(), gradients
+        return evaluation, gradients
 
 
 def applied(tangents: Tangents, gradients: Mapping[str, Tensor], *, per_sample: bool) -> Tensor:

@@ -14,7 +14,7 @@ from multitangent.dual import Drawn, DualTensor, add_to, ordinary_afterwards, pa
 from multitangent.dual import tangents as tangents_of
 from multitangent.engine._engine import Derivatives
 from multitangent.engine._split import SplitError, agree
-from multitangent.objective import Evaluation
+from multitangent.objective import Evaluation, constant_loss, output_tensor
 from multitangent.perturbation import Inject, Run
 from multitangent.tangents import Needs, Tangents
 
@@ -119,10 +119,13 @@ def _pushed(
 
 
 def _split(evaluation: Evaluation, tangents: Tangents) -> tuple[Tensor, Tensor, Tensor | None]:
+    if not tangents.blocks:  # nothing is perturbed before an exact output
+        losses = primal(evaluation.losses).detach()
+        return losses, losses.new_zeros(tangents.num_tangents, *losses.shape), None
     losses, jvps = split_dual(evaluation.losses, tangents.num_tangents)
     if not tangents.needs & Needs.OUTPUT_TANGENTS:
         return losses, jvps, None
-    value, rows = primal(evaluation.output), tangents_of(evaluation.output)
+    value, rows = output_tensor(evaluation.output), tangents_of(evaluation.output)
     if rows is None:
         return losses, jvps, value.new_zeros(tangents.num_tangents, *value.shape)
     return losses, jvps, pad_rows(rows, tangents.num_tangents).expand(-1, *value.shape)
@@ -135,11 +138,7 @@ def split_dual(losses: Tensor, num_tangents: int) -> tuple[Tensor, Tensor]:
         RuntimeError: If the losses carry no tangents.
     """
     if not isinstance(losses, DualTensor):
-        raise RuntimeError(
-            "`loss` should depend on the perturbed values. Found losses without tangents: the "
-            "model's output was detached, or computed without the sites. Try to remove the "
-            "`detach()`."
-        )
+        raise constant_loss()
     rows = pad_rows(losses.tangents, num_tangents)
     return losses.primal.detach(), rows.expand(-1, *losses.primal.shape)
 

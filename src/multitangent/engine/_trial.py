@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import tensors_of
 from multitangent.objective import RANDOM, Batch, Change, Objective, kept_parameters
 from multitangent.perturbation import BoundPerturbation, Run
 from multitangent.tangents import Stream, Tangents, TangentSource
@@ -68,7 +68,10 @@ def run_few(
     _prime()
     if batch.size == 1:
         return Trial(1)
-    few = batch.take(slice(0, 2 if batch.size > 2 else 1)).copied()
+    try:
+        few = batch.take(slice(0, 2 if batch.size > 2 else 1)).copied()
+    except ValueError:  # of a structure that can not be split
+        return Trial(batch.size)
     run = perturbation(few, stream, Tangents(source, stream))
     notes = _Notes(run)
     before = objective.saved_state()
@@ -89,8 +92,8 @@ def run_few(
 
 
 def _budget(batch: Batch) -> float:
-    for value in pytree.tree_leaves(batch.inputs):
-        if isinstance(value, Tensor) and value.is_cuda:
+    for value in tensors_of(batch.inputs):
+        if value.is_cuda:
             return torch.cuda.get_device_properties(value.device).total_memory * _GPU_SHARE
     return _CPU_BYTES
 

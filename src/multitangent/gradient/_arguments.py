@@ -106,3 +106,23 @@ def refuse_inference_mode() -> None:
             "A gradient should be taken outside torch.inference_mode(), whose tensors can not be "
             "recorded for the local step. Found it enabled. Try torch.no_grad() in its place."
         )
+
+
+def refuse_backward_hooks(*parts: object) -> None:
+    """Raise if a module has hooks on the gradients of its inputs or outputs."""
+    everywhere = torch.nn.modules.module
+    if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
+        raise _backward_hook("all modules")
+    for part in parts:
+        for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
+            if module._backward_hooks or module._backward_pre_hooks:
+                raise _backward_hook(f"{name or 'the whole'!r} ({type(module).__name__})")
+
+
+def _backward_hook(place: str) -> ValueError:
+    return ValueError(
+        "`model` should have no hooks on the gradients of its layers: there are no such gradients "
+        f"without a backward pass, and a hook may change them. Found a backward hook of {place}. "
+        "Try to remove it; or a hook of a parameter, or a torch.autograd.Function, whose backward "
+        "is obeyed."
+    )

@@ -27,6 +27,8 @@ def combine(
     The mixed tangents are ``W = M V``: their Gram matrix is ``M G M^T``, their directional
     derivatives ``M d``, and the gradient is ``W^T c = V^T (M^T c)``.
     """
+    if dimension == 0:  # nothing is perturbed, so there is nothing to combine
+        return Combination(torch.zeros_like(jvps, dtype=gram.dtype), gram, jvps)
     mixing = source.mixing(gram, dimension)
     if mixing is not None:
         gram = mixing @ gram @ mixing.mT

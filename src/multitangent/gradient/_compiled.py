@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.stateless import _reparametrize_module
-from torch.utils import _pytree as pytree
 
 from multitangent._deferred_checks import deferred_checks
+from multitangent._structures import map_tensors, tensors_of
 from multitangent.gradient._coefficients import Combination
 from multitangent.gradient._replayed import RecordingSource, ReplayedSource
 from multitangent.gradient._step import Problem, Step, step
@@ -51,8 +51,6 @@ class CompiledStep:
         self._objective = objective
         self._parameters = dict(objective.model.named_parameters())
         self._buffers = dict(objective.model.named_buffers())
-        self._leaves, self._structure = pytree.tree_flatten((batch.inputs, batch.target))
-        self._varying = [isinstance(leaf, Tensor) for leaf in self._leaves]
         self._correction = batch.correction
         self._requests = self._find_requests(batch, stream)
         example = [argument.clone() for argument in self._arguments(batch, stream)]
@@ -79,10 +77,9 @@ class CompiledStep:
         )
 
     def _arguments(self, batch: Batch, stream: Stream) -> list[Tensor]:
-        leaves = pytree.tree_leaves((batch.inputs, batch.target))
         source = self._problem.source
         rows = [DenseBlock(source, replace(r, stream=stream)).rows() for r in self._requests]
-        values = [leaf for leaf, varies in zip(leaves, self._varying, strict=True) if varies]
+        values = tensors_of((batch.inputs, batch.target))
         parameters = [parameter.detach() for parameter in self._parameters.values()]
         return [*parameters, *self._buffers.values(), *values, *rows]
 
@@ -112,11 +109,7 @@ class CompiledStep:
             stand_ins[name] = next(remaining).detach().requires_grad_(parameter.requires_grad)
         for name in self._buffers:
             stand_ins[name] = next(remaining)
-        leaves = [
-            next(remaining) if varies else leaf
-            for leaf, varies in zip(self._leaves, self._varying, strict=True)
-        ]
-        inputs, target = pytree.tree_unflatten(leaves, self._structure)
+        inputs, target = map_tensors(lambda _: next(remaining), (batch.inputs, batch.target))
         source = ReplayedSource(self._problem.source, list(remaining))
         with deferred_checks() as conditions:
             result = self._step_on(

@@ -21,6 +21,7 @@ from multitangent.gradient._arguments import (
     check_options,
     check_verify,
     perturbation_of,
+    refuse_backward_hooks,
     refuse_inference_mode,
 )
 from multitangent.gradient._assessment import Assessment, assess
@@ -93,14 +94,31 @@ class GradientEstimator(ABC):
         with record_fallbacks() as fallbacks:
             problem, batch, stream = self.prepare(inputs, target)
             result = self._compiled(problem, batch, stream) or self._eager(problem, batch, stream)
-        if result.observation is not None:  # before hooks of parameters change the gradients
-            self._source.update(result.observation)
-        for parameter, gradient in result.gradients.items():
+            loss = result.losses.sum() * self._objective.scale(batch)
+        gradients = self._learned(result)
+        for parameter, gradient in gradients.items():
             _accumulate(parameter, gradient)
         self._last_step = result.combination, result.gram, fallbacks
         self._last_batch = batch, stream
         self.step += 1
-        return result.losses.sum() * self._objective.scale(batch)
+        for parameter in gradients:
+            for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+                hook(parameter)
+        return loss
+
+    def _learned(self, result: Step) -> dict[nn.Parameter, Tensor]:
+        """Tell the source of a step; returns the gradients that the hooks of parameters leave.
+
+        An error leaves the source as it was.
+        """
+        before = self._source.state_dict()
+        try:
+            if (observation := result.observation) is not None:
+                self._source.update(observation)  # before hooks change the gradients
+            return {p: _hooked(p, gradient) for p, gradient in result.gradients.items()}
+        except BaseException:
+            self._source.load_state_dict(before)
+            raise
 
     def prepare(self, inputs: Any, target: Any) -> tuple[Problem, Batch, Stream]:
         """What the next step is made of.
@@ -120,6 +138,7 @@ class GradientEstimator(ABC):
             (torch.Size([4]), 0)
         """
         refuse_inference_mode()
+        refuse_backward_hooks(self.model, self.loss)
         if self._found_parameters() != self._bound_to:
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
@@ -353,15 +372,18 @@ class GradientEstimator(ABC):
         )
 
 
-def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Add to ``.grad``, as backpropagation does, with the hooks of the parameter."""
+def _hooked(parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    """What the hooks of a parameter make of its gradient."""
     gradient = gradient.to(parameter.dtype)
     for hook in (parameter._backward_hooks or {}).values():
         changed = hook(gradient)
         gradient = gradient if changed is None else changed
+    return gradient
+
+
+def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Add to ``.grad``, as backpropagation does."""
     if parameter.grad is None:
         parameter.grad = gradient
     else:
         parameter.grad.add_(gradient)
-    for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
-        hook(parameter)

@@ -19,7 +19,7 @@ class RecordingSource(TangentSource):
         self.requests: list[Request] = []
 
     def draw(self, request: Request) -> Tensor:
-        self.requests.append(replace(request, primal=None, target=None))
+        self.requests.append(replace(request, value=None, target=None))
         return self.source.draw(request)
 
 

@@ -48,12 +48,20 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
     run = problem.perturbation(batch, stream, tangents)
     losses, jvps, output_tangents = problem.engine(run, tangents)
     with torch.autocast(jvps.device.type, enabled=False):
-        gram, jvps = problem.reduce(tangents.gram(), jvps)
+        gram, jvps = problem.reduce(tangents.gram().to(jvps.device), jvps)
         combination = combine(problem.source, problem.aggregator, gram, jvps, tangents.dimension)
         values = tangents.combine(combination.coefficients)
         gradients = run.pullback(values)
-    observation = _observation(run, tangents, values, output_tangents)
-    return Step(losses, gram, combination, gradients, tangents, values, observation)
+    return Step(
+        losses,
+        gram,
+        combination,
+        gradients,
+        tangents,
+        values,
+        per_sample=run.per_sample,
+        output_tangents=output_tangents,
+    )
 
 
 def _local(gram: Tensor, jvps: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +104,9 @@ class Step:
         tangents: V; ``None`` for a compiled step, which keeps nothing else.
         values: The gradients of the perturbed values by name: ``[B, *shape]`` of the samples'
             losses, or of the batch's loss.
-        observation: What the source is to be told, if it needs to be.
+        per_sample: Whether those are of samples.
+        output_tangents: The derivatives of the model's output along V, ``[K, B, *output]``, where
+            the source needs them.
     """
 
     losses: Tensor
@@ -105,20 +115,31 @@ class Step:
     gradients: Mapping[nn.Parameter, Tensor]
     tangents: Tangents | None = None
     values: Mapping[str, Tensor] = field(default_factory=dict)
-    observation: Observation | None = None
+    per_sample: bool = True
+    output_tangents: Tensor | None = None
+
+    @property
+    def observation(self) -> Observation | None:
+        """What the source is to be told, if it needs to be.
+
+        To be read before the source learns: tangents that are not stored are drawn again.
+        """
+        if self.tangents is None or not self.tangents.needs & Needs.UPDATE:
+            return None
+        blocks = self.tangents.blocks
+        if not blocks:  # nothing was perturbed
+            return None
+        seen = blocks if self.output_tangents is not None else {}
+        of_samples = self.values if self.per_sample else _with_samples(self.values)
+        return Observation(
+            requests={name: block.request for name, block in blocks.items()},
+            tangents={name: block.rows() for name, block in seen.items()},
+            guesses=self.tangents.source.guesses,
+            gradients=of_samples,
+            output_tangents=self.output_tangents,
+        )
 
 
-def _observation(
-    run: Run, tangents: Tangents, values: Mapping[str, Tensor], output_tangents: Tensor | None
-) -> Observation | None:
-    if not tangents.needs & Needs.UPDATE:
-        return None
-    # Drawn before anyone learns: where tangents are not stored, a new state draws others.
-    seen = tangents.blocks if output_tangents is not None else {}
-    return Observation(
-        requests={name: block.request for name, block in tangents.blocks.items()},
-        tangents={name: block.rows() for name, block in seen.items()},
-        guesses=tangents.source.guesses,
-        gradients=values if run.per_sample else {n: g.unsqueeze(0) for n, g in values.items()},
-        output_tangents=output_tangents,
-    )
+def _with_samples(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of the batch as those of a batch of one sample."""
+    return {name: value.unsqueeze(0) for name, value in values.items()}

@@ -66,8 +66,8 @@ def verify(
     error: BaseException | None = None
     for samples in (_SAMPLES if batch.size > 1 else (0,), range(batch.size)):
         with objective.preserved(), kept_parameters(objective.model):
-            part = batch.pick(samples)
             try:
+                part = batch.pick(samples)
                 few = objective.batch(part.inputs, part.target)
                 few = replace(few, shapes_of_few=trial.shapes)
                 return _verified(problem, objective, engine, few, batch.size, stream, trial)

@@ -3,7 +3,7 @@
 from multitangent.objective._batch import Batch, arguments, shapes, whole_batch
 from multitangent.objective._batch_mode import BatchMode, GraphQuery
 from multitangent.objective._batch_norm import Statistics, normalizes_batches
-from multitangent.objective._objective import Evaluation, Objective
+from multitangent.objective._objective import Evaluation, Objective, constant_loss, output_tensor
 from multitangent.objective._per_sample_loss import PerSampleLoss
 from multitangent.objective._randomness import RANDOM
 from multitangent.objective._record import BatchRecord
@@ -22,8 +22,10 @@ __all__ = [
     "SavedState",
     "Statistics",
     "arguments",
+    "constant_loss",
     "kept_parameters",
     "normalizes_batches",
+    "output_tensor",
     "shapes",
     "whole_batch",
 ]

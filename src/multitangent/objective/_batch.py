@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from multitangent._structures import hidden_tensors, leaves_of, map_tensors, tensors_of
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -42,6 +44,9 @@ class Batch:
         """Parts of `size` samples each; the last one may have fewer.
 
         Tensors whose first axis is the batch are split, anything else is handed to every part.
+
+        Raises:
+            ValueError: If there are tensors of samples in an object that can not be split.
         """
         if size >= self.size:
             yield self
@@ -49,31 +54,33 @@ class Batch:
         for start in range(0, self.size, size):
             yield self.take(slice(start, min(start + size, self.size)))
 
+    def _check_structure(self) -> None:
+        for kind, tensor in hidden_tensors((self.inputs, self.target)):
+            if tensor.shape[:1] == (self.size,):
+                raise _unknown_structure(kind, self.size)
+
     def pick(self, samples: Sequence[int]) -> Batch:
         """Some samples, as a batch of its own in memory of its own."""
 
-        def pick(value: Any) -> Any:
-            per_sample = isinstance(value, Tensor) and value.shape[:1] == (self.size,)
-            return value[list(samples)] if per_sample else value
+        def pick(value: Tensor) -> Tensor:
+            return value[list(samples)] if value.shape[:1] == (self.size,) else value
 
+        if len(samples) != self.size:
+            self._check_structure()
         return replace(
             self,
-            inputs=pytree.tree_map(pick, self.inputs),
-            target=pytree.tree_map(pick, self.target),
+            inputs=map_tensors(pick, self.inputs),
+            target=map_tensors(pick, self.target),
             rows=slice(0, len(samples)),
             batch_size=len(samples),
         ).copied()
 
     def copied(self) -> Batch:
         """The same samples in memory of their own, such that writes into them can be noticed."""
-
-        def copy(value: Any) -> Any:
-            return value.clone() if isinstance(value, Tensor) else value
-
         return replace(
             self,
-            inputs=pytree.tree_map(copy, self.inputs),
-            target=pytree.tree_map(copy, self.target),
+            inputs=map_tensors(torch.clone, self.inputs),
+            target=map_tensors(torch.clone, self.target),
             rows=slice(0, self.size),
             batch_size=self.size,
         )
@@ -86,21 +93,20 @@ class Batch:
     @property
     def versions(self) -> list[int]:
         """How often someone has written into the tensors."""
-        leaves = pytree.tree_leaves((self.inputs, self.target))
-        return [leaf._version for leaf in leaves if isinstance(leaf, Tensor)]
+        return [tensor._version for tensor in tensors_of((self.inputs, self.target))]
 
     def take(self, rows: slice) -> Batch:
         """The samples `rows`, which count from the first of this part."""
 
-        def take(value: Any) -> Any:
-            per_sample = isinstance(value, Tensor) and value.shape[:1] == (self.size,)
-            return value[rows] if per_sample else value
+        def take(value: Tensor) -> Tensor:
+            return value[rows] if value.shape[:1] == (self.size,) else value
 
+        self._check_structure()
         first = self.rows.start
         return replace(
             self,
-            inputs=pytree.tree_map(take, self.inputs),
-            target=pytree.tree_map(take, self.target),
+            inputs=map_tensors(take, self.inputs),
+            target=map_tensors(take, self.target),
             rows=slice(first + rows.start, first + rows.stop),
         )
 
@@ -111,15 +117,11 @@ def whole_batch(inputs: Any, target: Any) -> Batch:
     Raises:
         ValueError: If there is no sample.
     """
-
-    def detach(value: Any) -> Any:
-        return value.detach() if isinstance(value, Tensor) else value
-
     inputs = _as_dict(inputs)
     size = _batch_size(inputs)
     return Batch(
-        pytree.tree_map(detach, inputs),
-        pytree.tree_map(detach, target),
+        map_tensors(Tensor.detach, inputs),
+        map_tensors(Tensor.detach, target),
         slice(0, size),
         size,
         has_target_per_sample=isinstance(target, Tensor) and target.shape[:1] == (size,),
@@ -139,14 +141,22 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _batch_size(inputs: Any) -> int:
-    for value in pytree.tree_leaves(inputs):
-        if isinstance(value, Tensor) and value.ndim > 0:
+    for value in tensors_of(inputs):
+        if value.ndim > 0:
             if value.shape[0] == 0:
                 break
             return value.shape[0]
     raise ValueError(
         "`inputs` should hold a tensor whose first axis is the batch, with at least one sample. "
         f"Found {_describe(inputs)}."
+    )
+
+
+def _unknown_structure(kind: str, size: int) -> ValueError:
+    return ValueError(
+        "`inputs` and `target` should hold tensors in tuples, lists, mappings or dataclasses: only "
+        f"those can be split into micro-batches. Found tensors of {size} samples inside {kind}. "
+        f"Try one of those in its place, or `micro_batch={size}`."
     )
 
 
@@ -158,6 +168,9 @@ def _describe(inputs: Any) -> str:
 
 def shapes(batch: Batch) -> Any:
     """The shapes, types and devices of a batch, to tell one kind of batch from another."""
-    leaves, structure = pytree.tree_flatten((batch.inputs, batch.target))
-    kinds = [(v.shape, v.dtype, v.device) if isinstance(v, Tensor) else repr(v) for v in leaves]
-    return tuple(kinds), structure
+    values = batch.inputs, batch.target
+    kinds = [
+        (v.shape, v.dtype, v.device) if isinstance(v, Tensor) else repr(v)
+        for v in leaves_of(values)
+    ]
+    return tuple(kinds), pytree.tree_structure(values)

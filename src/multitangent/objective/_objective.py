@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import tensors_of
 from multitangent.dual import foreign_functions, primal, sweep
 from multitangent.objective._batch import Batch, arguments, whole_batch
 from multitangent.objective._batch_mode import BatchMode
@@ -86,25 +86,32 @@ class Objective:
             )
         return losses
 
+    def evaluation(self, output: Any, part: Batch, *, keep: bool = False) -> Evaluation:
+        """The losses of an output, and that output.
+
+        Args:
+            output: The model's output.
+            part: The samples.
+            keep: Whether the output stays as it is even if the loss writes into it.
+        """
+        kept = output.clone() if keep and isinstance(output, Tensor) else output
+        return Evaluation(self.losses(output, part), kept)
+
     def scale(self, batch: Batch) -> float:
         """The weight of one sample's loss in the loss of the batch."""
         return self.loss.scale(batch.batch_size)
 
-    def output_gradient(self, output: Any, batch: Batch, stream: Stream) -> Tensor:
+    def output_gradient(self, output: Tensor, batch: Batch, stream: Stream) -> Tensor:
         """The loss's own derivative with respect to the model's output, ``[B, *shape]``."""
-        value = primal(output)
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                "The model should return one tensor, by which the loss is differentiated. Found "
-                f"{type(value).__name__}. Try a module around the model that returns the tensor "
-                "the loss is computed from."
-            )
         saved = SavedState(self._loss_modules)
         with torch.enable_grad(), self.mode(batch, stream, "coupled"):
-            leaf = value.detach().requires_grad_()
-            gradient = torch.autograd.grad(self.losses(leaf, batch).sum(), leaf)[0]
+            leaf = output.detach().requires_grad_()
+            losses = self.losses(leaf.clone(), batch)  # into which the loss may write
+            total = losses.sum()
         saved.restore()
-        return gradient
+        if not total.requires_grad:
+            raise constant_loss()
+        return torch.autograd.grad(total, leaf)[0]
 
     @contextmanager
     def mode(
@@ -170,7 +177,26 @@ class Objective:
             saved.restore()
 
 
+def output_tensor(output: Any) -> Tensor:
+    """The primal of a model's output, which should be one tensor."""
+    value = primal(output)
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            "The model should return one tensor, by which the loss is differentiated. Found "
+            f"{type(value).__name__}. Try a module around the model that returns the tensor "
+            "the loss is computed from."
+        )
+    return value.detach()
+
+
+def constant_loss() -> RuntimeError:
+    """What is raised where a loss has no derivative."""
+    return RuntimeError(
+        "`loss` should depend on the perturbed values. Found losses without derivatives: the "
+        "model's output was detached, or computed without the sites. Try to remove the `detach()`."
+    )
+
+
 def _device_of(part: Batch) -> torch.device:
     """The device of the first input."""
-    leaves = pytree.tree_leaves(part.inputs)
-    return next(leaf.device for leaf in leaves if isinstance(leaf, Tensor))
+    return tensors_of(part.inputs)[0].device

@@ -25,6 +25,7 @@ class PerSampleLoss:
         self._function = loss
         self._sums_elements = False
         self._is_weighted = False  # whether a mean is one of weights
+        self._takes_tensors = type(loss).__module__.startswith("torch.nn.")
         self._module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
         if self._module:
             stated = loss.reduction  # type: ignore[attr-defined]
@@ -67,6 +68,8 @@ class PerSampleLoss:
         has_target_per_sample: bool = False,
     ) -> Tensor:
         """The losses ``[b]`` of b samples."""
+        if self._takes_tensors and not isinstance(output, Tensor):
+            raise _no_tensor(self._function, output)
         losses = self._unreduced(output, target)
         if self._module and has_target_per_sample:
             _check_alignment(losses, output, target)
@@ -111,6 +114,15 @@ def _check_alignment(losses: Any, output: Any, target: Any) -> None:
             f"sample is compared with every other. Found {list(output.shape)} and "
             f"{list(target.shape)}. Try `unsqueeze` or `squeeze` on one of them."
         )
+
+
+def _no_tensor(loss: Any, output: Any) -> ValueError:
+    return ValueError(
+        f"{type(loss).__name__} should get a tensor. Found that the model returns "
+        f"{type(output).__name__}. Try a callable that takes the tensor from it, such as `lambda "
+        "out, y: torch.nn.functional.cross_entropy(out.logits, y, reduction='none')`, or a module "
+        "around the model that returns the tensor."
+    )
 
 
 def _check_per_sample(losses: Any) -> None:

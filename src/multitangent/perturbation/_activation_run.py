@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import map_tensors
 from multitangent.dual import DualTensor, ordinary_afterwards, primal, without_base
 from multitangent.objective import (
     Batch,
@@ -20,6 +20,7 @@ from multitangent.objective import (
     GraphQuery,
     Objective,
     Statistics,
+    output_tensor,
 )
 from multitangent.perturbation._hooks import Injector, Visitor, observed
 from multitangent.perturbation._perturbation import (
@@ -89,12 +90,7 @@ class ActivationRun:
         self.starts_after = False
 
     def record(self, inject: Inject) -> Evaluation:
-        if not self._pullback.recompute:
-            return self._recorded(inject, record=None)
-        before = self._objective.saved_state()
-        evaluation = self._recorded(inject, record=None)
-        self._change = Change(before)
-        return evaluation
+        return self._recorded(inject, record=None)
 
     def prepare(self, *, certainly: bool = False) -> Tensor:
         before = self._objective.saved_state()
@@ -121,20 +117,21 @@ class ActivationRun:
                 output = objective.output(batch)
             if self._exact_output:
                 output = self._without_last_injection(output)
-            losses = objective.losses(output, batch)
-        if not self.tangents.blocks:
+            needed = self._exact_output or self.tangents.needs & Needs.OUTPUT
+            value = output_tensor(output).clone() if needed else None  # the loss may write into it
+            evaluation = objective.evaluation(output, batch, keep=self._keeps_output)
+        losses = evaluation.losses
+        self._pullback.end(primal(losses))
+        losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
+        if value is not None:
+            self._output_gradient = objective.output_gradient(value, batch, self._stream)
+            self.tangents.with_output(value, self._output_gradient)
+        elif not self.tangents.blocks:
             raise ValueError(
                 "`sites` should have outputs that depend on the samples. Found none. Try "
                 "`perturb='weights'`."
             )
-        self._pullback.end(primal(losses))
-        losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
-        if self._exact_output or self.tangents.needs & Needs.OUTPUT:
-            self._output_gradient = objective.output_gradient(output, batch, self._stream)
-        if self.tangents.needs & Needs.OUTPUT:
-            assert self._output_gradient is not None
-            self.tangents.with_output(primal(output).detach(), self._output_gradient)
-        return Evaluation(losses, output)
+        return evaluation._replace(losses=losses)
 
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
@@ -147,7 +144,12 @@ class ActivationRun:
         ):
             with observed(self._sites, injector):
                 output = self._objective.output(part)
-            return Evaluation(self._objective.losses(output, part), output)
+            return self._objective.evaluation(output, part, keep=self._keeps_output)
+
+    @property
+    def _keeps_output(self) -> bool:
+        """Whether the output is looked at once the loss was taken."""
+        return bool(self.tangents.needs & Needs.OUTPUT_TANGENTS)
 
     def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
         of_outputs = dict(gradients)
@@ -155,14 +157,13 @@ class ActivationRun:
             assert self._last is not None
             assert self._output_gradient is not None
             of_outputs[self._last.name] = self._output_gradient
-        with again(self._change, False):
-            return self._pullback(
-                of_outputs,
-                self.scale,
-                lambda calls: self._objective.mode(
-                    self.batch, self._stream, "coupled", dropout_calls=calls
-                ),
-            )
+        return self._pullback(
+            of_outputs,
+            self.scale,
+            lambda calls: self._objective.mode(
+                self.batch, self._stream, "coupled", dropout_calls=calls
+            ),
+        )
 
     def _without_last_injection(self, output: Any) -> Any:
         """The model's output as it was before the last site's tangents were added."""
@@ -177,7 +178,7 @@ class ActivationRun:
         return last.before
 
     def is_perturbed(self, name: str, value: Tensor) -> bool:
-        """Whether an output of a site is perturbed, or stays in the graph of the next layer.
+        """Whether the first output of a site is perturbed, or stays in the next layer's graph.
 
         One whose size does not depend on the number of samples, such as the embedding of
         positions, is not a value of each sample, even if its first axis has the batch's size.
@@ -231,7 +232,7 @@ class _Recorder(Visitor):
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         super().enter(site, args, kwargs)
         with torch._C.DisableTorchFunction():
-            args, kwargs = pytree.tree_map_only(Tensor, without_base, (args, kwargs))
+            args, kwargs = map_tensors(without_base, (args, kwargs))
         self._mode.records_graph = not self._pullback.recompute
         self._pullback.enter(site, args, kwargs, self._mode.dropout.calls)
         return args, kwargs
@@ -247,4 +248,7 @@ class _Recorder(Visitor):
             self._pullback.leave(name, primal(value))
             return self._run.replaced(name, value, self._inject)
 
-        return self._replaced(site, output, replace)
+        def replace_other(value: Tensor, name: str) -> Tensor:
+            return replace(value, name) if self._pullback.recompute else value
+
+        return self._replaced(site, output, replace, replace_other)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import hidden_tensors, map_tensors
 from multitangent.perturbation._sites import Site
 
 
@@ -37,22 +38,51 @@ class Visitor(ABC):
             self._active = None
         return self._remaining == 0
 
-    def _replaced(self, site: Site, output: Any, replace: Callable[[Tensor, str], Tensor]) -> Any:
-        """A site's output, each of its tensors replaced; the tensors are named by site and run."""
+    def _replaced(
+        self,
+        site: Site,
+        output: Any,
+        replace: Callable[[Tensor, str], Tensor],
+        replace_others: Callable[[Tensor, str], Tensor] | None = None,
+    ) -> Any:
+        """A site's output, each of its tensors replaced; the tensors are named by site and run.
 
-        def named(value: Any) -> Any:
-            if not (isinstance(value, Tensor) and value.is_floating_point()):
+        Args:
+            site: The site.
+            output: What it returned.
+            replace: Makes what takes a tensor's place.
+            replace_others: The same for all but the first tensor of the output.
+        """
+        replacements = chain([replace], repeat(replace_others or replace))
+
+        def named(value: Tensor) -> Tensor:
+            if not value.is_floating_point():
                 return value
             count = self._counts.get(site.name, 0)
             self._counts[site.name] = count + 1
-            return replace(value, site.name if count == 0 else f"{site.name}#{count}")
+            name = site.name if count == 0 else f"{site.name}#{count}"
+            return next(replacements)(value, name)
 
         with torch._C.DisableTorchFunction():  # nothing here concerns the model's functions
-            return named(output) if isinstance(output, Tensor) else pytree.tree_map(named, output)
+            if isinstance(output, Tensor):
+                return named(output)
+            _refuse_hidden(site, output)
+            return map_tensors(named, output)
 
     @abstractmethod
     def leave(self, site: Site, output: Any) -> Any:
         """After the last module of a site ran; returns what goes on through the model."""
+
+
+def _refuse_hidden(site: Site, output: Any) -> None:
+    for kind, tensor in hidden_tensors(output):
+        if tensor.is_floating_point():
+            raise ValueError(
+                "`sites` should return tensors, or tuples, lists, mappings or dataclasses of them. "
+                f"Found a tensor inside {kind} at {site.name!r}, where it would not be perturbed. "
+                "Try one of those in its place, `Activations(sites=[...])` with a module around "
+                "it that returns tensors, or `perturb='weights'`."
+            )
 
 
 @contextmanager
@@ -81,6 +111,7 @@ def observed(sites: Sequence[Site], visitor: Visitor) -> Iterator[None]:
             handles.append(
                 site.modules[0].register_forward_pre_hook(
                     lambda module, args, kwargs, site=site: enter(site, args, kwargs),
+                    prepend=True,  # the hooks of a user belong to the site
                     with_kwargs=True,
                 )
             )

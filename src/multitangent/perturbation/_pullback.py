@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import map_tensors, tensors_of
 from multitangent.dual import primal
+from multitangent.objective import SavedState
 from multitangent.perturbation._sites import Site
 
 
@@ -24,6 +25,8 @@ class _Visit:
     versions: list[int]  # of the input tensors, to notice a write into them
     calls: int  # dropout calls before this run
     random_state: Tensor | None  # of other random functions
+    before: SavedState | None  # what the modules kept before this run
+    casts: list[torch.autocast]  # the types of mixed precision in this run
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -52,10 +55,12 @@ class LocalPullback:
         """A layer begins."""
         inputs: Any = None
         if self.recompute:
-            inputs = pytree.tree_map(primal, (args, kwargs))
-        versions = [t._version for t in _tensors(inputs)]
+            inputs = map_tensors(primal, (args, kwargs))
+        versions = [t._version for t in tensors_of(inputs)]
         state = torch.get_rng_state() if self.recompute else None
-        self._visits.append(_Visit(site, inputs, versions, calls, state))
+        before = SavedState(site.modules) if self.recompute else None
+        casts = [_autocast(t) for t in tensors_of(inputs)[:1]]
+        self._visits.append(_Visit(site, inputs, versions, calls, state, before, casts))
 
     def leave(self, name: str, output: Tensor) -> None:
         """One output of the layer, with the name of its block of tangents."""
@@ -88,9 +93,10 @@ class LocalPullback:
             return _pulled_back(outputs | ends, self._parameters, gradients, scale)
         total = _pulled_back(ends, self._parameters, gradients, scale, keep=True) if ends else {}
         for visit in self._visits:
-            with torch.enable_grad(), surroundings(visit.calls):
-                outputs = _run_again(visit)
-            part = _pulled_back(outputs, self._parameters, gradients, scale, keep=True)
+            with _rewound(visit):
+                with torch.enable_grad(), surroundings(visit.calls):
+                    outputs = _run_again(visit)
+                part = _pulled_back(outputs, self._parameters, gradients, scale, keep=True)
             for parameter, gradient in part.items():
                 subtotal = total.get(parameter)
                 total[parameter] = gradient if subtotal is None else subtotal.add_(gradient)
@@ -105,7 +111,7 @@ def _pulled_back(
     *,
     keep: bool = False,
 ) -> dict[nn.Parameter, Tensor]:
-    names = [name for name, output in outputs.items() if output.requires_grad]
+    names = [n for n, output in outputs.items() if output.requires_grad and n in gradients]
     with without_hooks(parameters):
         derivatives = torch.autograd.grad(
             [outputs[name] for name in names],
@@ -143,7 +149,7 @@ def without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _run_again(visit: _Visit) -> dict[str, Tensor]:
-    if [t._version for t in _tensors(visit.inputs)] != visit.versions:
+    if [t._version for t in tensors_of(visit.inputs)] != visit.versions:
         raise RuntimeError(
             "`recompute=True` needs inputs of layers that stay as they are. Found the input of "
             f"{visit.site.name!r} changed in place after the layer ran. Try `recompute=False`."
@@ -151,10 +157,15 @@ def _run_again(visit: _Visit) -> dict[str, Tensor]:
     assert visit.random_state is not None
     torch.set_rng_state(visit.random_state)
     args, kwargs = visit.inputs
-    output = visit.site.modules[0](*args, **kwargs)
-    for module in visit.site.modules[1:]:
+    first, *others = visit.site.modules
+    # Behind the hooks of all modules, which have changed these inputs already.
+    with first.register_forward_pre_hook(
+        lambda module, *_: (args, kwargs), prepend=True, with_kwargs=True
+    ):
+        output = first(*args, **kwargs)
+    for module in others:
         output = module(output)
-    tensors = [t for t in _tensors(output) if t.is_floating_point()]
+    tensors = [t for t in tensors_of(output) if t.is_floating_point()]
     return dict(zip(visit.outputs, tensors, strict=True))
 
 
@@ -172,5 +183,23 @@ def leaves(value: Tensor) -> Iterator[Any]:
         remaining += [following for following, _ in node.next_functions]
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+@contextmanager
+def _rewound(visit: _Visit) -> Iterator[None]:
+    """What a layer keeps, and the types of mixed precision, as they were when it ran."""
+    with ExitStack() as stack:
+        for cast in visit.casts:
+            stack.enter_context(cast)
+        assert visit.before is not None
+        now = SavedState(visit.site.modules)
+        visit.before.restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
+
+def _autocast(tensor: Tensor) -> torch.autocast:
+    """The mixed precision that is on now, for a tensor's device."""
+    kind = tensor.device.type
+    is_on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return torch.autocast(kind, dtype, is_on, cache_enabled=False)

@@ -48,19 +48,7 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
     else:
         sites = _layers(model)
     _check(model, sites)
-    _refuse_recurrent(sites)
     return sites
-
-
-def _refuse_recurrent(sites: Sequence[Site]) -> None:
-    for site in sites:
-        if isinstance(site.modules[-1], nn.RNNBase):
-            raise ValueError(
-                "`sites` should have outputs whose first axis is the batch. Found "
-                f"{type(site.modules[-1]).__name__} at {site.name!r}, whose final states have "
-                "another. Try `perturb='weights'`, or `Activations(sites=[...])` with a module "
-                "around it that returns one tensor."
-            )
 
 
 def _is_trainable(module: nn.Module) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import map_tensors
 from multitangent.dual import DualTensor, as_parameter, ordinary_afterwards, primal
 from multitangent.objective import (
     Batch,
@@ -30,7 +30,7 @@ from multitangent.perturbation._perturbation import (
     zero_injection,
 )
 from multitangent.perturbation._pullback import leaves
-from multitangent.tangents import Stream, Tangents
+from multitangent.tangents import Needs, Stream, Tangents
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class _WeightRun:
         self._record: BatchRecord | None = None
         self._change: Change | None = None  # by the run of the whole batch
         self._of_losses: dict[int, dict[nn.Parameter, Tensor]] = {}  # by a part's first sample
+        self._keeps_output = bool(tangents.needs & Needs.OUTPUT_TANGENTS)
         for name, parameter in parameters.items():
             tangents.add(name, parameter.detach())
 
@@ -136,11 +137,12 @@ class _WeightRun:
             records_graph, mode.records_graph = mode.records_graph, True
             mode.stand_ins = {id(p): values[name] for name, p in self._parameters.items()}
             output = objective.output(part, values)
-            losses = objective.losses(output, part)
+            detached = map_tensors(_detached, output)  # before the loss may write into it
+            losses, output = objective.evaluation(output, part, keep=self._keeps_output)
             with torch._C.DisableTorchFunction():
                 has_parameters = primal(losses).requires_grad
             if has_parameters:
-                self._differentiate_loss(output, part, mode)
+                self._differentiate_loss(detached, part, mode)
         if records_graph:
             return Evaluation(losses, output)
         losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
@@ -148,10 +150,9 @@ class _WeightRun:
 
     def _differentiate_loss(self, output: Any, part: Batch, mode: BatchMode) -> None:
         """The gradients of what the loss itself is made of, such as its own parameters."""
-        detached = pytree.tree_map(_detached, output)
         mode.stand_ins = {id(p): p.detach() for p in self._parameters.values()}
         with torch.enable_grad():
-            losses = self._objective.losses(detached, part)
+            losses = self._objective.losses(output, part)
             found = list(leaves(losses))
             gradients = torch.autograd.grad(losses.sum() * self.scale, found) if found else ()
         if part.rows.start == 0:  # the first part of another run of the batch
@@ -166,8 +167,9 @@ class _WeightRun:
         return total
 
 
-def _detached(value: Any) -> Any:
-    return primal(value).detach() if isinstance(value, Tensor) else value
+def _detached(value: Tensor) -> Tensor:
+    detached: Tensor = primal(value).detach()
+    return detached
 
 
 def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:

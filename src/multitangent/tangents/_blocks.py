@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multitangent.tangents._observation import Needs
 from multitangent.tangents._request import Request
 from multitangent.tangents._source import TangentSource
 from multitangent.tangents._stream import Stream
@@ -186,6 +187,7 @@ class Tangents:
     Attributes:
         blocks: The blocks by the names of their sites.
         needs: What the source needs of this step.
+        dtype: The type in which tangents are carried, ``None`` for the perturbed value's.
 
     Examples:
         >>> from multitangent.tangents import Normal
@@ -211,7 +213,7 @@ class Tangents:
         # Asked once: a source may need the output of its first step only.
         self.needs = source.needs(stream.step)
         self._kind = DenseBlock if store else RedrawnBlock
-        self._dtype = dtype
+        self.dtype = dtype
 
     @property
     def num_tangents(self) -> int:
@@ -237,12 +239,14 @@ class Tangents:
 
         Args:
             name: The name of the site.
-            value: What is perturbed.
+            value: What is perturbed. A source that needs it gets a copy: the model may write into
+                it.
             shape: The shape of its tangents: of one sample for activations; by default the value's.
             samples: The samples that want tangents of their own, ``None`` to share one set.
             target: What the loss compares with, for sources that use it.
             loss: From outputs and target to the losses ``[b]``, for sources that use it.
         """
+        kept = value.clone() if self.needs & Needs.PRIMAL else value
         request = Request(
             stream=self.stream,
             site=len(self.blocks),
@@ -252,11 +256,12 @@ class Tangents:
             dtype=value.dtype,
             device=value.device,
             name=name,
-            primal=value,
+            value=kept,
+            version=kept._version,
             target=target,
             loss=loss,
         )
-        block = self.blocks[name] = self._kind(self.source, request, self._dtype)
+        block = self.blocks[name] = self._kind(self.source, request, self.dtype)
         return block
 
     def with_output(self, output: Tensor, output_gradient: Tensor) -> None:
@@ -274,6 +279,8 @@ class Tangents:
                 grams.append(block.gram())
         if small:  # one product for many blocks
             grams.append(gram_of(torch.cat(small, 2)))
+        if not grams:  # nothing is perturbed
+            return torch.zeros(self.num_tangents, self.num_tangents, dtype=torch.float64)
         total = grams[0] if len(grams) == 1 else sum(grams[1:], start=grams[0])
         return total[0] if len(total) == 1 else total
 

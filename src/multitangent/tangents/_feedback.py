@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -101,11 +102,14 @@ class _LearnedFeedback(StatefulSource[Feedback]):
                 "`Feedback` should be among the tangents of activations. Found a step that "
                 "perturbs something else. Try `perturb='activations'`."
             )
+        gates = self._gates(request)
         matrix = self.matrices.get(request.name)
-        if matrix is None:
+        rows = gates.shape[1] * error[0].numel()
+        if matrix is None or matrix.shape != (rows, prod(request.shape)):  # none, or another's
             guess = error.new_zeros(len(error), *request.shape, dtype=request.dtype)
         else:
-            guess = (self._gated(request, error).to(matrix.dtype) @ matrix).to(request.dtype)
+            errors = (gates.unsqueeze(2) * error.reshape(len(error), 1, -1)).flatten(1)
+            guess = (errors.to(matrix.dtype) @ matrix).to(request.dtype)
         return guess_block(guess.reshape(len(error), *request.shape), request, self.num_tangents)
 
     def _gates(self, request: Request) -> Tensor:
@@ -113,11 +117,6 @@ class _LearnedFeedback(StatefulSource[Feedback]):
         assert request.output is not None
         output = request.output.reshape(len(request.output), -1)
         return output.softmax(1) if self.options.gated else output.new_ones(len(output), 1)
-
-    def _gated(self, request: Request, error: Tensor) -> Tensor:
-        """Errors ``[b, outputs]``, weighted for every matrix: ``[b, gates * outputs]``."""
-        errors = error.reshape(len(error), 1, -1)
-        return (self._gates(request).unsqueeze(2) * errors).flatten(1)
 
     @torch.no_grad()
     def update(self, observation: Observation) -> None:
@@ -139,8 +138,9 @@ class _LearnedFeedback(StatefulSource[Feedback]):
         answers = responses[random].reshape(len(random), responses.shape[1], -1)
         answers = answers.to(next(iter(vectors.values())).dtype)
         gates = self._gates(next(iter(requests.values()))).to(answers.dtype)  # [b, gates]
-        predicted = [v @ self._matrix(n, v, gates, answers).mT for n, v in vectors.items()]
         count, outputs = gates.shape[1], answers.shape[2]
+        before = {name: self._matrix(name, v, count * outputs) for name, v in vectors.items()}
+        predicted = [v @ before[name].mT for name, v in vectors.items()]
         of_gates = torch.stack(predicted).sum(0).reshape(len(random), -1, count, outputs)
         missed = answers - (of_gates * gates[None, :, :, None]).sum(2)
         each = gates / gates.square().sum(1, keepdim=True)
@@ -148,8 +148,10 @@ class _LearnedFeedback(StatefulSource[Feedback]):
         if shared:
             scaled = scaled.mean(1, keepdim=True)
         scaled = scaled * self._steps(drawn, vectors).unsqueeze(2)
-        for name, v in vectors.items():
-            self.matrices[name] += scaled.flatten(0, 1).mT @ v.flatten(0, 1)
+        learned = scaled.flatten(0, 1).mT
+        self.matrices = self.matrices | {
+            name: torch.addmm(before[name], learned, v.flatten(0, 1)) for name, v in vectors.items()
+        }
 
     def _steps(self, drawn: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Tensor:
         """The step's length for each random tangent, ``[K, 1 or b]``."""
@@ -161,14 +163,15 @@ class _LearnedFeedback(StatefulSource[Feedback]):
         step_size = self.options.step_size * dimension / (dimension + squared.numel())
         return step_size / squared.clamp(min=1e-30)
 
-    def _matrix(self, name: str, vectors: Tensor, gates: Tensor, answers: Tensor) -> Tensor:
-        if name not in self.matrices:
-            rows = gates.shape[1] * answers.shape[2]
-            self.matrices[name] = vectors.new_zeros(rows, vectors.shape[2])
-        return self.matrices[name]
+    def _matrix(self, name: str, vectors: Tensor, rows: int) -> Tensor:
+        """What is known of a site, zeros where nothing is."""
+        matrix = self.matrices.get(name)
+        if matrix is None or matrix.shape != (rows, vectors.shape[2]):
+            return vectors.new_zeros(rows, vectors.shape[2])
+        return matrix
 
     def state_dict(self) -> dict[str, Any]:
         return {"matrices": dict(self.matrices)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.matrices = {name: m.clone() for name, m in state.get("matrices", {}).items()}
+        self.matrices = dict(state.get("matrices", {}))

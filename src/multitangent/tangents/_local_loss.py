@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,8 @@ class LocalLoss(GuessSource):
         pool: Cells along each axis that a head sees of a feature map.
 
     Raises:
-        ValueError: If an argument is out of range; in a step, if it perturbs weights.
+        ValueError: If an argument is out of range; in a step, if it perturbs weights, or if the
+            loss can not be taken of any numbers, as that of probabilities.
 
     Examples:
         >>> from multitangent import ForwardGradient, Normal
@@ -67,7 +69,8 @@ class _LocalHeads(StatefulSource[LocalLoss]):
 
     def needs(self, step: int) -> Needs:
         has_shape = self._output_shape is not None  # as it is from the first step on
-        return Needs.UPDATE if has_shape else Needs.UPDATE | Needs.OUTPUT
+        always = Needs.UPDATE | Needs.PRIMAL
+        return always if has_shape else always | Needs.OUTPUT
 
     def draw(self, request: Request) -> Tensor:
         if request.batch is None or request.primal is None:
@@ -75,36 +78,54 @@ class _LocalHeads(StatefulSource[LocalLoss]):
                 "`LocalLoss` should be among the tangents of activations. Found a step that "
                 "perturbs something else. Try `perturb='activations'`."
             )
+        head = self._head(request)
+        if head is None:  # it would predict nothing yet
+            return guess_block(torch.zeros_like(request.primal), request, self.num_tangents)
         with torch.enable_grad():
             value = request.primal.detach().requires_grad_()
-            (guess,) = torch.autograd.grad(self._losses(value, request).sum(), value)
+            losses = _losses(head(self._features(value)), request, self._output_shape)
+            (guess,) = torch.autograd.grad(losses.sum(), value)
         return guess_block(guess, request, self.num_tangents)
 
     def update(self, observation: Observation) -> None:
-        for name, request in observation.requests.items():
-            assert request.primal is not None
-            with torch.enable_grad():
-                loss = self._losses(request.primal.detach(), request).mean()
-            parameters = list(self._heads[name].parameters())
-            for parameter, gradient in zip(
-                parameters, torch.autograd.grad(loss, parameters), strict=True
-            ):
+        requests = observation.requests
+        if self._output_shape is None:
+            error = next(iter(requests.values())).output_gradient
+            assert error is not None
+            self._output_shape = tuple(error.shape[1:])
+        gradients = {name: self._learn(request) for name, request in requests.items()}
+        for name, of_head in gradients.items():  # nothing fails from here on
+            for parameter, gradient in zip(self._heads[name].parameters(), of_head, strict=True):
                 parameter.grad = gradient
             self._optimizers[name].step()
 
-    def _losses(self, value: Tensor, request: Request) -> Tensor:
-        if self._output_shape is None:
-            assert request.output_gradient is not None
-            self._output_shape = tuple(request.output_gradient.shape[1:])
-        features = _features(value, self.options.pool)
-        if request.name not in self._heads:
-            self._make_head(request.name, features)
-        output = self._heads[request.name](features).reshape(len(value), *self._output_shape)
-        assert request.loss is not None
-        losses: Tensor = request.loss(output, request.target)
-        return losses
+    def _learn(self, request: Request) -> tuple[Tensor, ...]:
+        """The gradients of a head's parameters."""
+        assert request.primal is not None
+        features = self._features(request.primal.detach())
+        head = self._head(request) or self._make_head(request, features)
+        with torch.enable_grad():
+            losses = _losses(head(features), request, self._output_shape)
+            return torch.autograd.grad(losses.mean(), list(head.parameters()))
 
-    def _make_head(self, name: str, features: Tensor) -> None:
+    def _features(self, value: Tensor) -> Tensor:
+        return _features(value, self.options.pool)
+
+    def _head(self, request: Request) -> nn.Linear | None:
+        """The head of a site, if there is one that fits."""
+        head = self._heads.get(request.name)
+        if head is None or request.primal is None:
+            return None
+        fits = head.in_features == self._features(request.primal[:1]).shape[1]
+        return head if fits else None  # it may be that of another layer
+
+    def _make_head(self, request: Request, features: Tensor) -> nn.Linear:
+        head = self._empty_head(request.name, features)
+        for number in (-2.0, 2.0):  # what no loss of probabilities takes
+            _losses(torch.full_like(head(features), number), request, self._output_shape)
+        return head
+
+    def _empty_head(self, name: str, features: Tensor) -> nn.Linear:
         assert self._output_shape is not None
         outputs = torch.Size(self._output_shape).numel()
         head: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
@@ -115,12 +136,13 @@ class _LocalHeads(StatefulSource[LocalLoss]):
             head.bias.zero_()
         self._heads[name] = head
         self._optimizers[name] = torch.optim.Adam(head.parameters(), self.options.learning_rate)
+        return head
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "output_shape": self._output_shape,
-            "heads": {name: head.state_dict() for name, head in self._heads.items()},
-            "optimizers": {name: each.state_dict() for name, each in self._optimizers.items()},
+            "heads": {name: _copy(head) for name, head in self._heads.items()},
+            "optimizers": {name: _copy(each) for name, each in self._optimizers.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -128,7 +150,7 @@ class _LocalHeads(StatefulSource[LocalLoss]):
         shape = state.get("output_shape")
         self._output_shape = None if shape is None else tuple(shape)
         for name, head in state.get("heads", {}).items():
-            self._make_head(name, head["weight"])
+            self._empty_head(name, head["weight"])
             self._heads[name].load_state_dict(head)
             self._optimizers[name].load_state_dict(state["optimizers"][name])
 
@@ -139,3 +161,30 @@ def _features(value: Tensor, pool: int) -> Tensor:
         cells = min(pool, value.shape[2]), min(pool, value.shape[3])
         return F.adaptive_avg_pool2d(value, cells).flatten(1)
     return value.mean(1) if value.ndim == 3 else value.flatten(1)
+
+
+def _losses(output: Tensor, request: Request, shape: tuple[int, ...] | None) -> Tensor:
+    """The losses of the output of a head, ``[b, outputs]``."""
+    assert request.loss is not None
+    assert shape is not None
+    try:
+        losses = request.loss(output.reshape(len(output), *shape), request.target)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise _refused(request.name, shape, f"{type(error).__name__}: {error}") from error
+    if not losses.isfinite().all():
+        raise _refused(request.name, shape, "losses that are not finite")
+    return losses
+
+
+def _refused(name: str, shape: tuple[int, ...], reason: str) -> ValueError:
+    return ValueError(
+        "`LocalLoss` needs a loss that takes any numbers of the shape of the first batch's output: "
+        f"a linear head predicts them. Found, for {list(shape)} a sample at {name!r}: {reason} Try "
+        "a loss of logits, such as nn.BCEWithLogitsLoss in place of nn.BCELoss behind a sigmoid, "
+        "and a new gradient where the output's shape has changed."
+    )
+
+
+def _copy(part: nn.Module | torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of a part, which goes on to change."""
+    return copy.deepcopy(dict(part.state_dict()))

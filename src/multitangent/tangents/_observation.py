@@ -24,6 +24,8 @@ class Needs(Flag):
     """Afterwards the derivatives of the model's output along the tangents."""
     UPDATE = auto()
     """A call of `update` after the step."""
+    PRIMAL = auto()
+    """`request.primal` whatever the model does: a copy, since the model may write into its own."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from multitangent.tangents._guesses import GuessSource, guess_block
+from multitangent.tangents._observation import Needs
 from multitangent.tangents._request import Request
 
 
@@ -33,6 +34,9 @@ class OwnValue(GuessSource):
     """
 
     num_tangents: int = 1
+
+    def needs(self, step: int) -> Needs:
+        return Needs.PRIMAL
 
     def draw(self, request: Request) -> Tensor:
         if request.primal is None:

@@ -16,8 +16,14 @@ def mean_square(values: Tensor, shape: tuple[int, ...]) -> Tensor:
         A tensor that broadcasts against `shape`.
     """
     squares = values.double().square().reshape(-1, *shape).mean(0)
+    shared = [axis for axis, size in enumerate(positions(shape)) if size != shape[axis]]
+    return squares.mean(shared, keepdim=True) if shared else squares
+
+
+def positions(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what `mean_square` returns for values of a shape."""
     if len(shape) == 3:
-        return squares.mean(0, keepdim=True)
+        return 1, *shape[1:]
     if len(shape) == 2:
-        return squares.mean(1, keepdim=True)
-    return squares.mean().reshape([1] * len(shape))
+        return shape[0], 1
+    return (1,) * len(shape)

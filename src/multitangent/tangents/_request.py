@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import map_tensors
 from multitangent.tangents._independent import IndependentRows
 from multitangent.tangents._stream import Stream
 
@@ -28,7 +28,8 @@ class Request:
         device: Of the perturbed value.
         first: The number of tangents that other sources draw before this one.
         name: The name of the site.
-        primal: The perturbed value, ``[b, *shape]`` for activations and ``[*shape]`` for weights.
+        value: What `primal` returns.
+        version: The count of the writes into `value` when it was perturbed.
         target: What the loss compares with, for activations.
         loss: From outputs and target to the losses ``[b]``.
         output: The model's output, ``[b, *output]``, where a source asked for it.
@@ -44,7 +45,8 @@ class Request:
     device: torch.device
     first: int = 0
     name: str = ""
-    primal: Tensor | None = None
+    value: Tensor | None = None
+    version: int | None = None
     target: Any = None
     loss: Callable[[Any, Any], Tensor] | None = None
     output: Tensor | None = None
@@ -64,28 +66,45 @@ class Request:
         )
 
     @property
+    def primal(self) -> Tensor | None:
+        """The perturbed value, ``[b, *shape]`` for activations and ``[*shape]`` for weights.
+
+        Raises:
+            RuntimeError: If the model has overwritten it, and the source did not ask for a copy.
+        """
+        if self.value is not None and self.value._version != self.version:
+            raise RuntimeError(
+                "`request.primal` should be the value that was perturbed. Found that the model has "
+                f"written into it in place, at {self.name!r}. Try a source whose `needs` has "
+                "`Needs.PRIMAL` among what it returns: it gets a copy."
+            )
+        return self.value
+
+    @property
     def batch(self) -> int | None:
         """The number of samples, ``None`` where the perturbed value is not one of each sample."""
         if self.samples is not None:
             return len(self.samples)
-        if self.primal is None or self.primal.ndim == len(self.shape):
+        if self.value is None or self.value.ndim == len(self.shape):
             return None
-        return len(self.primal)
+        return len(self.value)
 
     def take(self, samples: slice) -> Request:
         """The same for some of the samples."""
         if (count := self.batch) is None:
             return self
 
-        def part(value: Any) -> Any:
-            of_samples = isinstance(value, Tensor) and value.shape[:1] == (count,)
-            return value[samples] if of_samples else value
+        def part(value: Tensor) -> Tensor:
+            return value[samples] if value.shape[:1] == (count,) else value
+
+        def optional(value: Tensor | None) -> Tensor | None:
+            return None if value is None else part(value)
 
         return replace(
             self,
             samples=None if self.samples is None else self.samples[samples],
-            primal=part(self.primal),
-            target=pytree.tree_map(part, self.target),
-            output=part(self.output),
-            output_gradient=part(self.output_gradient),
+            value=optional(self.value),
+            target=map_tensors(part, self.target),
+            output=optional(self.output),
+            output_gradient=optional(self.output_gradient),
         )

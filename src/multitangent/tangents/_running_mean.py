@@ -18,9 +18,10 @@ from multitangent.tangents._request import Request
 class RunningMean(GuessSource):
     """The running mean of the forward gradients so far, as a guess.
 
-    Weights have one such mean. Activations have one for every class, if the target is one class
-    index per sample (the gradients of samples of a class have much in common, those of different
-    classes hardly), and else one for all samples.
+    Weights have one such mean. Activations have one for every class, if the target is one integer
+    per sample (the gradients of samples of a class have much in common, those of different classes
+    hardly), and else one for all samples. Where a site's values have another shape than before,
+    its mean starts anew.
 
     Args:
         num_tangents: K. Site i has its guess in tangent i modulo K.
@@ -61,55 +62,77 @@ class RunningMean(GuessSource):
 
 
 class _Means(StatefulSource[RunningMean]):
-    """The means of one gradient, ``[classes or 1, *shape]`` by site."""
+    """The means of one gradient, ``[labels or 1, *shape]`` by site."""
 
     def __init__(self, options: RunningMean) -> None:
         super().__init__(options)
         self.means: dict[str, Tensor] = {}
+        self.labels: Tensor | None = None  # those met so far, in the order of the means
 
     def draw(self, request: Request) -> Tensor:
-        classes = _classes(request)
-        means = self._of(request, classes)
-        guess = means if classes is None else means[classes]
-        if request.batch is not None:
-            guess = guess.expand(request.batch, *request.shape)
-        return guess_block(guess.to(request.dtype), request, self.num_tangents)
+        rows = _rows(self.labels, _labels(request))
+        means = self._of(request, 0)
+        guess = torch.cat([means, means.new_zeros(1, *request.shape)])  # for labels not met yet
+        return guess_block(guess[rows.clamp(max=len(means))], request, self.num_tangents)
 
     @torch.no_grad()
     def update(self, observation: Observation) -> None:
+        labels = _labels(next(iter(observation.requests.values())))
+        self.labels = _extended(self.labels, labels)
+        rows = _rows(self.labels, labels)
+        means = {}
         for name, request in observation.requests.items():
-            gradient, classes = observation.gradients[name], _classes(request)
-            means = self._of(request, classes)
-            if classes is None:
-                classes = torch.zeros(len(gradient), dtype=torch.long, device=gradient.device)
-            count = torch.bincount(classes, minlength=len(means)).to(gradient.dtype)
-            total = torch.zeros_like(means).index_add_(0, classes, gradient)
-            seen = count > 0
-            now = total[seen] / count[seen].view(-1, *[1] * len(request.shape))
-            means[seen] = self.options.decay * means[seen] + (1 - self.options.decay) * now
-            self.means[name] = means
+            gradient = observation.gradients[name]
+            before = self._of(request, len(self.labels))
+            count = torch.bincount(rows, minlength=len(before)).to(gradient.dtype)
+            total = torch.zeros_like(before).index_add_(0, rows, gradient.to(before.dtype))
+            seen = (count > 0).view(-1, *[1] * len(request.shape))
+            now = total / count.clamp(min=1).view(-1, *[1] * len(request.shape))
+            mixed = self.options.decay * before + (1 - self.options.decay) * now
+            means[name] = torch.where(seen, mixed, before)
+        self.means = self.means | means
 
-    def _of(self, request: Request, classes: Tensor | None) -> Tensor:
-        """The means of a site so far, with zeros for classes that come for the first time."""
+    def _of(self, request: Request, count: int) -> Tensor:
+        """At least so many means of a site, zeros where none is known."""
         means = self.means.get(request.name)
-        count = 1 if classes is None else int(classes.max()) + 1
-        if means is not None and len(means) >= count:
-            return means
-        zeros = torch.zeros(count, *request.shape, dtype=request.dtype, device=request.device)
-        if means is not None:
-            zeros[: len(means)] = means
-        return zeros
+        if means is None or means.shape[1:] != request.shape:  # none, or those of another layer
+            means = torch.zeros(0, *request.shape, dtype=request.dtype, device=request.device)
+        missing = max(count - len(means), 0)
+        return torch.cat([means, means.new_zeros(missing, *request.shape)])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"means": dict(self.means)}
+        return {"means": dict(self.means), "labels": self.labels}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.means = {name: mean.clone() for name, mean in state.get("means", {}).items()}
+        self.means = dict(state.get("means", {}))
+        # An older state has a mean for every number up to the largest label.
+        count = max((len(means) for means in self.means.values()), default=0)
+        self.labels = state.get("labels", torch.arange(count))
 
 
-def _classes(request: Request) -> Tensor | None:
-    """The class of every sample, if the target says it."""
+def _labels(request: Request) -> Tensor:
+    """The class of every sample if the target says it, and one class for all if not."""
     target = request.target
-    if request.batch is None or not isinstance(target, Tensor) or target.ndim != 1:
-        return None
-    return None if target.is_floating_point() else target
+    one_each = isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()
+    if request.batch is None or not one_each:
+        return torch.zeros(request.batch or 1, dtype=torch.long, device=request.device)
+    labels: Tensor = target.long()
+    return labels
+
+
+def _rows(known: Tensor | None, labels: Tensor) -> Tensor:
+    """The place of every label among those that are known, behind their end if it is not."""
+    if known is None or not len(known):
+        return torch.zeros_like(labels)
+    ordered, order = known.to(labels.device).sort()
+    place = torch.searchsorted(ordered, labels).clamp(max=len(known) - 1)
+    return torch.where(ordered[place] == labels, order[place], len(known))
+
+
+def _extended(known: Tensor | None, labels: Tensor) -> Tensor:
+    """The labels that are known, and behind them those that come for the first time."""
+    found = torch.unique(labels)
+    if known is None:
+        return found
+    known = known.to(labels.device)
+    return torch.cat([known, found[_rows(known, found) == len(known)]]) if len(known) else found

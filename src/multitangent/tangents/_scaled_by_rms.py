@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multitangent.tangents._observation import Needs, Observation
-from multitangent.tangents._positions import mean_square
+from multitangent.tangents._positions import mean_square, positions
 from multitangent.tangents._request import Request
 from multitangent.tangents._source import TangentSource
 
@@ -96,6 +96,8 @@ class _RunningSizes(TangentSource):
         squares = self.squares.get(request.name)
         if request.batch is None or squares is None or squares.numel() == 1 or not squares.any():
             return rows
+        if squares.shape != positions(request.shape):  # those of another layer
+            return rows
         spread = self.options.spread
         mixed = (1 - spread) * squares + spread * squares.mean()
         return rows * (mixed / mixed.max()).sqrt().to(rows.dtype)
@@ -106,10 +108,14 @@ class _RunningSizes(TangentSource):
     @torch.no_grad()
     def update(self, observation: Observation) -> None:
         self.inner.update(observation)
+        squares = {}
         for name, gradient in observation.gradients.items():
             now = mean_square(gradient, tuple(gradient.shape[1:]))
             before = self.squares.get(name, now)
-            self.squares[name] = self.options.decay * before + (1 - self.options.decay) * now
+            if before.shape != now.shape:  # the squares of another layer
+                before = now
+            squares[name] = self.options.decay * before + (1 - self.options.decay) * now
+        self.squares = self.squares | squares
 
     def state_dict(self) -> dict[str, Any]:
         return {"squares": dict(self.squares), "inner": self.inner.state_dict()}

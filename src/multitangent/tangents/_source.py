@@ -48,7 +48,8 @@ class TangentSource(ABC):
     def draw(self, request: Request) -> Tensor:
         """One block of V: ``[K, 1, *shape]``, or ``[K, b, *shape]`` where samples differ.
 
-        Rows that are missing at the end are zero.
+        Rows that are missing at the end are zero. It changes nothing: a block may be drawn several
+        times, or for a step that is not taken.
         """
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
@@ -90,7 +91,11 @@ class TangentSource(ABC):
         return self
 
     def update(self, observation: Observation) -> None:
-        """Take note of what came of a step."""
+        """Take note of what came of a step.
+
+        A step that fails later puts back what `state_dict` returned before: replace the tensors of
+        the state rather than write into them.
+        """
         for source in self.sources:
             source.update(observation)
 

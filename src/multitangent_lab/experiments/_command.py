@@ -38,8 +38,11 @@ def run_reproduce(config: ReproduceConfig, *, json: bool) -> dict[str, Any]:
         with _progress() as progress:
             cells = experiment_of(figure).cells(config.quick, config.simulated)
             task = progress.add_task(figure, total=len(cells))
+            before = len(Store(config.folder(figure)).records())
             run_cells(config, figure, deadline, partial(_show, progress, task))
         found.append(finish(config, figure))
+        run_now = len(Store(config.folder(figure)).records()) - before
+        found[-1]["cells_stored"] = found[-1]["cells_run"] - run_now
         if not json:
             _print(found[-1])
     return {"figures": found}
@@ -135,6 +138,8 @@ def _progress() -> Progress:
 def _print(summary: dict[str, Any]) -> None:
     hint = "" if summary["cells_run"] == summary["cells"] else "; the same command goes on"
     print(f"{summary['figure']}: {summary['cells_run']} of {summary['cells']} cells run{hint}")
+    if stored := summary["cells_stored"]:
+        print(f"  {stored} of them are stored results of earlier runs")
     if summary["quick"]:
         print(f"  {_SMALL}")
     for claim in summary["claims"]:

@@ -94,8 +94,8 @@ class Estimate:
             Argument(function, samples), self.tangents, self.aggregator, ForwardMode(micro_batch=1)
         )
         result = take_step(problem, batch, Stream(0, step))
-        if result.observation is not None:
-            self.tangents.update(result.observation)
+        if (observation := result.observation) is not None:
+            self.tangents.update(observation)
         return result.values["x"].view_as(points)
 
 

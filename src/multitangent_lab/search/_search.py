@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from math import inf, isfinite, log10
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -110,7 +111,9 @@ def grid(low: float, high: float, count: int) -> list[float]:
 
 def _study(config: SearchConfig, folder: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = config.storage or f"sqlite:///{folder.resolve() / 'study.db'}"
+    # A URI, in a URL: a path may hold what is special there, such as % or ?.
+    file = quote(quote(str(folder.resolve() / "study.db")))
+    url = config.storage or f"sqlite:///file:{file}?uri=true"
     try:
         with _known_warnings():
             storage = _storage(url)

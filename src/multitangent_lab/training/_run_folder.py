@@ -3,6 +3,7 @@
 import json
 import platform
 import tomllib
+import zipfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +39,22 @@ def begin(config: TrainConfig, folder: Path) -> None:
     (folder / "result.json").unlink(missing_ok=True)  # of fewer epochs
     write_text(folder / "config.toml", to_toml(config))
     write_text(folder / "versions.json", json.dumps(_versions(), indent=2) + "\n")
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    """Returns the file of a checkpoint, `best` or `last`, which need not be there.
+
+    Raises:
+        ConfigError: It is there, and not whole.
+    """
+    path = folder / "checkpoints" / f"{name}.ckpt"
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise ConfigError(
+            f"`run_dir` should hold whole checkpoints. Found '{path}', which is cut off or "
+            f"damaged. Try to delete the folder '{path.parent}' to begin anew, or another "
+            "--run-dir."
+        )
+    return path
 
 
 def _check_same_run(config: TrainConfig, stored: TrainConfig, folder: Path) -> None:

@@ -23,7 +23,7 @@ from multitangent_lab.training._module import GradientModule
 from multitangent_lab.training._named_gradients import build_gradient
 from multitangent_lab.training._optimizers import build_optimizer
 from multitangent_lab.training._result import TrainResult, read_result
-from multitangent_lab.training._run_folder import begin, is_finished
+from multitangent_lab.training._run_folder import begin, checkpoint, is_finished
 from multitangent_lab.training._statistics import Recalibration
 from multitangent_lab.training._trainer import build_trainer, choose_device, interruptible, quiet
 
@@ -67,9 +67,9 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> 
     with quiet(), interruptible():
         metrics = MetricsFile(folder / "metrics.csv")
         extras = [metrics, Recalibration()] if config.recalibrate else [metrics]
+        last, best = (checkpoint(folder, name) for name in ("last", "best"))
         module, data, trainer = _prepared(config, folder, [*callbacks, *extras])
         begin(config, folder)
-        last, best = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
         trainer.fit(module, data, ckpt_path=last if last.exists() else None)
         rows = metrics.rows  # as of now: the best checkpoint brings its own
         (tested,) = trainer.test(module, data, ckpt_path=best, verbose=False)
@@ -106,7 +106,7 @@ def evaluate_best(config: TrainConfig) -> dict[str, float]:
     """
     config = config.resolved()
     folder = Path(config.run_dir or ".")
-    best = folder / "checkpoints" / "best.ckpt"
+    best = checkpoint(folder, "best")
     with quiet():
         module, data, trainer = _prepared(config, folder, [MetricsFile(folder / "metrics.csv")])
         (tested,) = trainer.test(module, data, ckpt_path=best, verbose=False)

@@ -343,6 +343,16 @@ def test_a_figure_that_is_not_complete_is_drawn_and_not_judged(figure, tmp_path)
     assert (tmp_path / f"{figure}-quick" / f"{figure}.png").exists()
 
 
+def test_stored_results_are_said_to_be_stored(tmp_path, capsys):
+    config = ReproduceConfig("fig3", quick=True, out=tmp_path, workers=1)
+    (found,) = run_reproduce(config, json=False)["figures"]
+    assert found["cells_stored"] == 0
+    assert "stored results" not in capsys.readouterr().out
+    (found,) = run_reproduce(config, json=False)["figures"]
+    assert found["cells_stored"] == found["cells_run"] > 10
+    assert f"{found['cells_run']} of them are stored results" in capsys.readouterr().out
+
+
 def test_two_processes_share_a_figure(tmp_path):
     command = [sys.executable, "-m", "multitangent_lab.cli", "reproduce", "fig3", "--quick"]
     done = subprocess.run(

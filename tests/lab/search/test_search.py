@@ -233,6 +233,15 @@ def test_a_storage_out_of_reach(tmp_path, url, reason):
         search(config(tmp_path, storage=url, **SPHERE))
 
 
+@pytest.mark.parametrize("name", ["50%", "why?", "a%20b", "a#b", "{a}", "%(a)s", "a&b=c d"])
+def test_a_folder_of_any_name(tmp_path, name):
+    found = search(config(tmp_path / name, **SPHERE | {"trials": 3}))
+    assert found.trials == 3
+    assert (tmp_path / name / "study.db").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert search(config(tmp_path / name, **SPHERE | {"trials": 3})).trials == 3
+
+
 def test_never_finite(tmp_path):
     changes = SPHERE | {"low": 1e3, "high": 1e4, "trials": 3}
     with pytest.raises(

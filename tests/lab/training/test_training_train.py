@@ -14,7 +14,14 @@ from torch.nn.functional import cross_entropy
 from multitangent_lab.config import GradientName
 from multitangent_lab.data import load_dataset
 from multitangent_lab.models import fully_connected
-from multitangent_lab.training import ConfigError, NonFiniteLoss, TrainConfig, TrainResult, train
+from multitangent_lab.training import (
+    ConfigError,
+    NonFiniteLoss,
+    TrainConfig,
+    TrainResult,
+    evaluate_best,
+    train,
+)
 
 GRADIENTS = get_args(GradientName)
 SMALL = TrainConfig(width=8, num_tangents=4, epochs=4, batch_size=128, device="cpu")
@@ -212,6 +219,17 @@ def test_resume_before_the_first_checkpoint(whole: TrainResult, tmp_path: Path) 
     with pytest.raises(Killed, match="in the middle"):
         train(config(tmp_path), [KillAfter(0)])
     assert_same(train(config(tmp_path, resume=True)), whole)
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_checkpoint_that_is_cut_off(tmp_path: Path, name: str, length: int) -> None:
+    train(config(tmp_path, epochs=1))
+    path = tmp_path / "checkpoints" / f"{name}.ckpt"
+    path.write_bytes(path.read_bytes()[:length])
+    for take in (train, evaluate_best) if name == "best" else (train,):
+        with pytest.raises(ConfigError, match=rf"{name}.ckpt', which is cut off .*Try to delete"):
+            take(config(tmp_path, epochs=2, resume=True))
 
 
 def test_resume_with_more_epochs(whole: TrainResult, tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multitangent.dual._registry import (
+    register_composite,
     register_nondifferentiable,
     register_refused,
     register_rule,
@@ -59,6 +60,19 @@ register_refused(
         "call them. Found one inside a model. Try `register_hook` on parameters."
     ),
 )  # fmt: skip
+
+
+@register_composite(Tensor.register_hook)
+def _register_hook(x: Tensor, *args: object, **kwargs: object) -> object:
+    if isinstance(x, nn.Parameter):  # whoever accumulates gradients calls its hooks
+        with torch._C.DisableTorchFunction():
+            return x.register_hook(*args, **kwargs)  # type: ignore[no-untyped-call]
+    raise RuntimeError(
+        "`register_hook` should be called on parameters: without a backward pass no other tensor "
+        "of a model has a gradient, which the hook might change. Found a tensor of shape "
+        f"{list(x.shape)}. Try to remove the hook, or a torch.autograd.Function in its place, "
+        "whose backward is obeyed."
+    )
 
 
 @register_rule(
