@@ -178,10 +178,16 @@ def test_dropout_with_several_rows_a_sample_does_not_depend_on_the_split():
     assert relative_error(found[2], found[0]) <= 1e-10
 
 
-def test_recurrent_layers_need_weights():
-    model = nn.Sequential(nn.LSTM(3, 2, batch_first=True))
-    with pytest.raises(ValueError, match="Found LSTM at '0', whose final states"):
-        ForwardGradient(model, nn.MSELoss())
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.filterwarnings("ignore:.*has no rule:multitangent.dual.FallbackWarning")
+def test_final_states_of_recurrent_layers_stay_in_the_graph(kind):
+    def run(x, layer, head):
+        out, state = layer(x)
+        return head(out[:, 0] + (state[0] if kind is nn.LSTM else state)[-1])
+
+    torch.manual_seed(0)
+    layer = kind(3, 4, num_layers=5, batch_first=True, dtype=DTYPE)  # as many as samples
+    check(Wrapped(run, layer, linear(4, 2)), nn.MSELoss(), data(5, 3, 3), data(5, 2), 20)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 5])

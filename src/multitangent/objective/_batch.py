@@ -86,6 +86,11 @@ class Batch:
         )
 
     @property
+    def device(self) -> torch.device:
+        """That of the first input."""
+        return tensors_of(self.inputs)[0].device
+
+    @property
     def is_written(self) -> bool:
         """Whether someone wrote into tensors that `copied` made."""
         return any(version > 0 for version in self.versions)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from multitangent._structures import tensors_of
 from multitangent.dual import foreign_functions, primal, sweep
 from multitangent.objective._batch import Batch, arguments, whole_batch
 from multitangent.objective._batch_mode import BatchMode
@@ -144,7 +143,7 @@ class Objective:
             record,
             records_graph=torch.is_grad_enabled(),
         )
-        device = _device_of(part)
+        device = part.device
         random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with random, uncompiled(), foreign_functions(), sweep(), torch.enable_grad(), mode:
             # Other random functions repeat themselves too, for the same split of the batch.
@@ -195,8 +194,3 @@ def constant_loss() -> RuntimeError:
         "`loss` should depend on the perturbed values. Found losses without derivatives: the "
         "model's output was detached, or computed without the sites. Try to remove the `detach()`."
     )
-
-
-def _device_of(part: Batch) -> torch.device:
-    """The device of the first input."""
-    return tensors_of(part.inputs)[0].device

@@ -137,12 +137,12 @@ class _WeightRun:
             records_graph, mode.records_graph = mode.records_graph, True
             mode.stand_ins = {id(p): values[name] for name, p in self._parameters.items()}
             output = objective.output(part, values)
-            detached = map_tensors(_detached, output)  # before the loss may write into it
+            copy = map_tensors(_copied, output)  # before the loss may write into it
             losses, output = objective.evaluation(output, part, keep=self._keeps_output)
             with torch._C.DisableTorchFunction():
                 has_parameters = primal(losses).requires_grad
             if has_parameters:
-                self._differentiate_loss(detached, part, mode)
+                self._differentiate_loss(copy, part, mode)
         if records_graph:
             return Evaluation(losses, output)
         losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
@@ -167,9 +167,9 @@ class _WeightRun:
         return total
 
 
-def _detached(value: Tensor) -> Tensor:
-    detached: Tensor = primal(value).detach()
-    return detached
+def _copied(value: Tensor) -> Tensor:
+    copy: Tensor = primal(value).detach().clone()
+    return copy
 
 
 def _find_parameters(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Parameter]:

@@ -54,7 +54,7 @@ register_refused(
     ),
 )  # fmt: skip
 register_refused(
-    Tensor.register_hook, Tensor.register_post_accumulate_grad_hook,
+    Tensor.register_post_accumulate_grad_hook,
     error=lambda: NotImplementedError(
         "A tensor that carries tangents should have no hooks: there is no backward pass that would "
         "call them. Found one inside a model. Try `register_hook` on parameters."
