@@ -188,7 +188,9 @@ class GradientEstimator(ABC):
         key = self._kind(batch)
         if self.verify is False or (self.verify == "first" and key in self._verified):
             return trial
-        trial = verify(problem, self._objective, self._engine, batch, stream, trial)
+        trial = verify(
+            problem, self.perturb.bind, self._objective, self._engine, batch, stream, trial
+        )
         self._verified.add(key)
         self._trials[key] = trial
         return trial

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from multitangent._structures import map_tensors
 from multitangent.engine import (
     Backpropagation,
     Derivatives,
@@ -21,7 +24,7 @@ from multitangent.engine import (
 )
 from multitangent.gradient._step import Problem
 from multitangent.objective import Batch, Objective, kept_parameters
-from multitangent.perturbation import Run, leaves, without_hooks
+from multitangent.perturbation import BoundPerturbation, Run, leaves, without_hooks
 from multitangent.tangents import Normal, Request, Stream, Tangents, TangentSource
 
 # One sample comes twice, so that a model that sorts its samples changes their order.
@@ -35,6 +38,7 @@ class VerificationError(RuntimeError):
 
 def verify(
     problem: Problem,
+    bind: Callable[[Objective], BoundPerturbation],
     objective: Objective,
     engine: Callable[[Trial], Engine],
     batch: Batch,
@@ -46,12 +50,15 @@ def verify(
     Along one random tangent the directional derivatives have to be those of the gradient that
     backpropagation gives for the perturbed values. From that gradient the local steps have to give
     the parameters' gradients that backpropagation gives. The losses, and what modules keep, have
-    to be those of the model as it is. Tangents are carried in full precision, also where a step
-    does without. The measure is backpropagation and not a finite difference:
+    to be those of the model as it is. The measure is backpropagation and not a finite difference:
     where a function has a backward of its own, that is the derivative that is meant.
+
+    Tangents are carried in full precision. What differs is compared again in double precision,
+    with a copy of the model, since statistics of few samples can magnify rounding.
 
     Args:
         problem: What is differentiated and how.
+        bind: Binds the perturbation to a model and a loss.
         objective: The model and its loss.
         engine: Makes the engine for what a trial says.
         batch: The whole batch.
@@ -64,6 +71,35 @@ def verify(
     Raises:
         VerificationError: If the gradient would be wrong.
     """
+    try:
+        return _verify(problem, objective, engine, batch, stream, trial)
+    except VerificationError:
+        with suppress(Exception):
+            exact = _in_double_precision(objective)
+            problem = replace(problem, perturbation=bind(exact))
+            batch = exact.batch(*map_tensors(_double, (batch.inputs, batch.target)))
+            return _verify(problem, exact, engine, batch, stream, trial)
+        raise
+
+
+def _in_double_precision(objective: Objective) -> Objective:
+    """A copy of model and loss."""
+    model, loss = copy.deepcopy((objective.model, objective.given_loss))
+    return Objective(model.double(), loss.double() if isinstance(loss, nn.Module) else loss)
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def _verify(
+    problem: Problem,
+    objective: Objective,
+    engine: Callable[[Trial], Engine],
+    batch: Batch,
+    stream: Stream,
+    trial: Trial,
+) -> Trial:
     error: BaseException | None = None
     for samples in (_SAMPLES if batch.size > 1 else (0,), range(batch.size)):
         full_precision = torch.autocast(batch.device.type, enabled=False)
@@ -83,7 +119,7 @@ def verify(
         warnings.warn(
             "`verify` could not compare the gradient with that of backpropagation, which ended in "
             f"{type(error).__name__}: {error}",
-            stacklevel=5,
+            stacklevel=6,
         )
     return trial
 
@@ -101,7 +137,8 @@ def _verified(
     stream: Stream,
     trial: Trial,
 ) -> Trial:
-    if trial.micro_batch < batch_size and few.size > 1:
+    is_split = trial.micro_batch < batch_size and few.size > 1
+    if is_split:
         half = replace(trial, micro_batch=min(trial.micro_batch, -(-few.size // 2)))
         comparison = _Comparison(replace(problem, engine=engine(half)), objective, few, stream)
         try:
@@ -111,7 +148,7 @@ def _verified(
             warnings.warn(
                 f"micro_batch={trial.micro_batch} splits what belongs together ({error}): going "
                 f"on with {batch_size}.",
-                stacklevel=6,
+                stacklevel=7,
             )
     whole = replace(trial, micro_batch=batch_size)
     comparison = _Comparison(replace(problem, engine=engine(whole)), objective, few, stream)
@@ -122,7 +159,7 @@ def _verified(
             "`model` and `loss` should give the same losses whenever they see the same samples. "
             f"Found that {error}. Try to remove what changes from run to run, or `verify=False`."
         ) from error
-    return whole if trial.micro_batch < batch_size and few.size > 1 else trial
+    return whole if is_split else trial
 
 
 class _AtSites(TangentSource):
@@ -173,12 +210,12 @@ class _Comparison:
         self._check_losses(found.losses, losses, stated)
         if names := plain.differing(after, tolerance(losses)):
             raise SplitError(f"a step changes {', '.join(names)} other than a run of the model")
-        statistics = self.problem.engine.statistics if trial.normalizes else "coupled"
-        gradients = self._true(tangents, statistics, prepare=trial.normalizes)
+        frozen = trial.normalizes and self.problem.engine.statistics == "frozen"
+        gradients = self._true(tangents, "frozen" if frozen else "coupled", prepare=frozen)
         before.restore()
         self._check_jvps(tangents, found, gradients)
         before.restore()
-        if statistics == "frozen":
+        if frozen:
             gradients = self._true(tangents, "coupled", prepare=True)
         _check_parameters(self.objective, run.pullback(gradients), truth, losses)
 

@@ -46,6 +46,7 @@ class Objective:
     def __init__(self, model: nn.Module, loss: Any) -> None:
         self.model = model
         self.loss = PerSampleLoss(loss)
+        self.given_loss = loss
         self._loss_modules = [loss] if isinstance(loss, nn.Module) else []
         self._modules = [model, *self._loss_modules]
 

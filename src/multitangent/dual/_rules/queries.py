@@ -54,6 +54,14 @@ register_refused(
     ),
 )  # fmt: skip
 register_refused(
+    torch._make_dual, torch._unpack_dual,
+    error=lambda: NotImplementedError(
+        "A model should not differentiate its own trained layers while it runs: tangents would "
+        "not know of it. Found a dual number of torch.autograd.forward_ad. Try finite differences "
+        "or a formula in its place."
+    ),
+)  # fmt: skip
+register_refused(
     Tensor.register_post_accumulate_grad_hook,
     error=lambda: NotImplementedError(
         "A tensor that carries tangents should have no hooks: there is no backward pass that would "
