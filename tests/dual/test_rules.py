@@ -212,6 +212,9 @@ TABLE = {
     "pixel shuffle": (torch.pixel_shuffle, dual(2, 4, 3, 3, shared=(0,)), 2),
     "pixel unshuffle": (torch.pixel_unshuffle, IMAGE, 2),
     "batch norm": (F.batch_norm, IMAGE, value(3), WEIGHT[:3], value(3), value(3)),
+    "batch norm of the batch": (
+        F.batch_norm, dual(4, 3, 5, shared=(0,)), None, None, dual(3, seed=4), None, True,
+    ),
     "batch norm plain": (F.batch_norm, SHARED, value(5), WEIGHT),
     "batch norm all": (
         F.batch_norm, dual(2, 3, 4), value(3), WEIGHT[:3], dual(3, seed=4), dual(3, seed=5),

@@ -22,6 +22,7 @@ from multitangent.dual._registry import (
     register_rule,
 )
 from multitangent.dual._rules.attention import attention_with_dropout
+from multitangent.dual._rules.normalization import constant_statistics
 from multitangent.dual._sweep import sweep
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "as_parameter",
     "attention_with_dropout",
     "constant",
+    "constant_statistics",
     "find_duals",
     "foreign_functions",
     "full_tangents",

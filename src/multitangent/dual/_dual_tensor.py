@@ -117,6 +117,12 @@ class DualTensor(Tensor):
 
     def _set(self, tangents: Tensor) -> None:
         if self._parent is not None:
+            if _overlaps(self._primal):
+                raise NotImplementedError(
+                    "A write in place should reach every number of a view in a place of its own. "
+                    "Found a view whose numbers share memory, such as `unfold` makes. Try "
+                    "`.clone()` before the write."
+                )
             grown = pad_rows(expanded(self._parent), tangents.shape[0]).clone(
                 memory_format=torch.contiguous_format
             )
@@ -210,6 +216,17 @@ def expanded(dual: DualTensor) -> Tensor:
     """All tangents in the primal's full shape ``[K, *shape]``."""
     tangents = dual.tangents
     return tangents.expand(tangents.shape[0], *dual.primal.shape)
+
+
+def _overlaps(view: Tensor) -> bool:
+    """Whether several numbers of a tensor may lie in one place."""
+    reached = 1
+    for stride, size in sorted(zip(view.stride(), view.shape, strict=True)):
+        if size > 1:
+            if stride < reached:
+                return True
+            reached = stride * size
+    return False
 
 
 def pad_rows(tangents: Tensor, count: int) -> Tensor:

@@ -5,16 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
+from typing import Any
+
+from torch.utils import checkpoint
 
 from multitangent.dual import _custom_function, _scripted
 
 _lock = RLock()
+_CHECKPOINTED = "_checkpoint_without_reentrant_generator"
+_checkpointed = getattr(checkpoint, _CHECKPOINTED)
+
+
+def _as_it_is(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """What surrounds a checkpointed function: nothing, since no graph is longer than a layer."""
+    yield
+
+
 _users = 0
 
 
 @contextmanager
 def foreign_functions() -> Iterator[None]:
     """Inside this block `torch.autograd.Function` and TorchScript take dual tensors.
+
+    Checkpointed functions run as they are: they would run again when no sweep is on.
 
     PyTorch asks nobody before it runs such a function, so that what calls it is replaced
     meanwhile. Functions that get no dual tensor run as ever.
@@ -25,6 +39,7 @@ def foreign_functions() -> Iterator[None]:
         _custom_function.Base.apply = classmethod(_custom_function.apply)
         for kind in _scripted.CALLS:
             kind.__call__ = _scripted.call
+        setattr(checkpoint, _CHECKPOINTED, _as_it_is)
     try:
         yield
     finally:
@@ -34,3 +49,4 @@ def foreign_functions() -> Iterator[None]:
                 del _custom_function.Base.apply
                 for kind, call in _scripted.CALLS.items():
                     kind.__call__ = call
+                setattr(checkpoint, _CHECKPOINTED, _checkpointed)

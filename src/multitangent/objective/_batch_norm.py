@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from multitangent.dual import DualTensor, function_name
+from multitangent.dual import DualTensor, constant_statistics, function_name
 from multitangent.objective._record import BatchRecord
 
 Statistics = Literal["update", "frozen", "coupled"]
@@ -56,8 +56,14 @@ class Normalization:
             mean, var = self._record.statistics[self._calls]
             self._calls += 1
             return func(input, mean, var, weight, bias, False, momentum, eps)
-        if self._record is None or input.numel() == input.shape[1]:  # of which PyTorch complains
-            return func(input, running_mean, running_var, *rest)
+        if self._record is not None and type(input) is DualTensor:
+            axes = [axis for axis in range(input.ndim) if axis != 1]
+            var, mean = torch.var_mean(input.primal.detach(), axes, correction=0)
+            self._record.statistics.append((mean, var))
+        is_single = input.numel() == input.shape[1]  # of which PyTorch complains
+        if self._record is None or type(input) is DualTensor or is_single:
+            with constant_statistics():
+                return func(input, running_mean, running_var, *rest)
         out, mean, spread = torch.native_batch_norm(  # which tells its statistics
             input, weight, bias, running_mean, running_var, training, momentum, eps
         )

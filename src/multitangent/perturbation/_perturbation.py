@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from multitangent.dual import DualTensor
@@ -103,7 +104,8 @@ def again(change: Change | None, starts_after: bool) -> AbstractContextManager[N
         change: By the run of the whole batch; ``None`` if there is nothing to put back.
         starts_after: Whether they begin with the state after that run, not that before.
     """
-    if change is None or not change:
+    is_transformed = torch._C._functorch.maybe_current_level() is not None  # nothing can be put
+    if change is None or not change or is_transformed:
         return nullcontext()
     return change.kept() if starts_after else change.undone()
 

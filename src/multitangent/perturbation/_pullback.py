@@ -58,7 +58,8 @@ class LocalPullback:
             inputs = map_tensors(primal, (args, kwargs))
         versions = [t._version for t in tensors_of(inputs)]
         state = torch.get_rng_state() if self.recompute else None
-        before = SavedState(site.modules) if self.recompute else None
+        with torch._C.DisableTorchFunction():  # nothing here concerns the model's functions
+            before = SavedState(site.modules) if self.recompute else None
         casts = [_autocast(t) for t in tensors_of(inputs)[:1]]
         self._visits.append(_Visit(site, inputs, versions, calls, state, before, casts))
 

@@ -74,6 +74,8 @@ def make_gradient(
     if kind is ForwardGradient:
         dtype = None if config.tangent_dtype == "float32" else torch.bfloat16
         options = {"tangent_dtype": dtype, "compile": config.compile} | options
+    else:
+        options = {"verify": False} | options  # what is there to compare with
     perturb = options.pop("perturb", Activations(share=config.share))
     return kind(
         case.model,

@@ -196,6 +196,9 @@ def _pairwise_distance(
 
 @register_rule(F.prelu, Tensor.prelu)
 def _prelu(out: Tensor, x: Any, weight: Any) -> Tensor:
+    if out.ndim == 0:
+        number: Tensor = to_one_number(F.prelu, (x, weight), {})
+        return number
     count = primal(weight).numel()
     shape = [1, count, *[1] * (out.ndim - 2)] if out.ndim > 1 else [count]
     positive = primal(x) > 0

@@ -1,8 +1,10 @@
-"""Normalisation over a batch (its statistics held constant), a group, a layer."""
+"""Normalisation over a batch, a group, a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,23 @@ from multitangent.dual._algebra import add, full, primal, tangents, times
 from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._product import Product
 from multitangent.dual._registry import register_rule
+
+
+class _Statistics(threading.local):
+    are_constant = False
+
+
+_statistics = _Statistics()
+
+
+@contextmanager
+def constant_statistics() -> Iterator[None]:
+    """Inside this block mean and variance of a batch are constants along tangents."""
+    before, _statistics.are_constant = _statistics.are_constant, True
+    try:
+        yield
+    finally:
+        _statistics.are_constant = before
 
 
 @register_rule(F.batch_norm)
@@ -27,16 +46,23 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | Product:
-    """Mean and variance, of the batch or running, do not change along tangents."""
+    """Running mean and variance do not change along tangents, those of the batch do.
+
+    Inside `constant_statistics` neither do.
+    """
     x = primal(input)
     mean, var = running_mean, running_var
     if training or mean is None or var is None:
         var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
     spread = (var + eps).rsqrt()
     through = None
-    if type(input) is DualTensor:
-        scale = spread if weight is None else spread * primal(weight)
-        product = times(input, _channels(scale, x.ndim))
+    scale = _channels(spread if weight is None else spread * primal(weight), x.ndim)
+    if type(input) is DualTensor and training and not _statistics.are_constant:
+        standard = (x - _channels(mean, x.ndim)) * _channels(spread, x.ndim)
+        axes = [axis - x.ndim for axis in range(x.ndim) if axis != 1]
+        through = _standardized(full(input), standard, scale, axes)
+    elif type(input) is DualTensor:
+        product = times(input, scale)
         if type(weight) is not DualTensor and type(bias) is not DualTensor:
             return product
         through = product.computed()

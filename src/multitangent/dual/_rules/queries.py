@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._registry import (
     register_composite,
     register_nondifferentiable,
@@ -68,6 +69,14 @@ register_refused(
         "call them. Found one inside a model. Try `register_hook` on parameters."
     ),
 )  # fmt: skip
+
+
+@register_composite(Tensor.requires_grad_)
+def _requires_grad(x: Tensor, requires_grad: bool = True) -> Tensor:
+    if type(x) is DualTensor:
+        return x  # as whatever depends on perturbed values
+    with torch._C.DisableTorchFunction():
+        return x.requires_grad_(requires_grad)
 
 
 @register_composite(Tensor.register_hook)

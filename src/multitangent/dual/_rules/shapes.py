@@ -176,6 +176,8 @@ def _to(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
 
 @register_rule(torch.flip, Tensor.flip)
 def _flip(out: Tensor, x: Any, *dims: Any) -> Tensor:
+    if out.ndim == 0:
+        return full(x)
     t: Tensor = x.tangents.flip([_axis(x, dim) for dim in _flat(dims)])
     return t
 
