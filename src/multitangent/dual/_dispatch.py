@@ -63,6 +63,8 @@ def dispatch(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         with torch.no_grad():
             tangents = rule(out, *args, **kwargs)
     except RuntimeError as error:
+        if not any(len(dual.tangents) for dual in find_duals((args, kwargs))):
+            return fallback(func, args, kwargs)  # of no rows there is nothing to compute
         if _is_sparse(out) or any(_is_sparse(arg) for arg in args):
             raise not_dense(func) from error
         raise

@@ -49,7 +49,7 @@ F.{celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid
   relu6 rrelu selu silu softplus softshrink softsign tanhshrink}(x)
 torch.{add atan2 block_diag bmm broadcast_tensors cartesian_prod cdist copysign cross
   dist div dot eq float_power floor_divide fmax fmin fmod ge heaviside hypot isclose
-  kron logaddexp logaddexp2 matmul maximum meshgrid minimum mm mul mv outer pow remainder rsub sub
+  logaddexp logaddexp2 matmul maximum meshgrid minimum mm mul mv outer pow remainder rsub sub
   xlogy}(x, y)
 torch.{column_stack dstack hstack vstack}([x, y])
 torch.{all amax amin argmin argsort cummax cummin cumprod cumsum log_softmax logcumsumexp
