@@ -167,7 +167,23 @@ class Recurrent(nn.Module):
         return h
 
 
+class Caching(nn.Module):
+    """Writes into the first rows of a buffer, as many as there are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = layers((3, 4))[0]
+        self.register_buffer("rows", torch.zeros(9, 4, dtype=DTYPE))
+
+    def forward(self, x):
+        self.rows.detach_()
+        h = self.layer(x)
+        self.rows[: len(x)] = h.detach()
+        return h.tanh()
+
+
 STATES = {
+    "cache": Caching,
     "counters": Counting,
     "first batch": FirstBatch,
     "running averages": RunningNorm,
@@ -205,8 +221,9 @@ def test_a_tensor_kept_elsewhere_is_refused_in_the_next_step():
     kept = []
 
     def run(parts, x):
+        earlier = [h for h in kept if len(h) == len(x)]
         kept.append(parts[0](x))
-        return parts[1](kept[-1] + kept[0][: len(x)])
+        return parts[1](kept[-1] + earlier[0] if earlier else kept[-1])
 
     gradient = ForwardGradient(two(run)(), SQUARE, micro_batch=8, verify=False)
     gradient(data(8, 3), data(8, 4))
@@ -356,6 +373,37 @@ def test_parameters_in_a_loss(loss, perturb):
         temperature.grad = None
         x, y = data(6, 3), data(6, 4)
         assert_right(model, x, y, function, perturb, extra, micro_batch=micro_batch)
+
+
+def test_parameters_in_the_loss_of_a_single_layer():
+    temperature = nn.Parameter(torch.tensor(1.5, dtype=DTYPE))
+    for perturb in ("activations", "weights", Activations(recompute=True)):
+        temperature.grad = None
+        model = layers((3, 4))[0]
+        loss = lambda out, y: ((out * temperature - y) ** 2).mean(1)  # noqa: E731
+        assert_right(model, data(6, 3), data(6, 4), loss, perturb, [temperature])
+
+
+@BOTH
+@pytest.mark.parametrize("micro_batch", [8, 3])
+def test_parameters_chosen_by_the_first_batch_see_all_of_it(perturb, micro_batch):
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.chosen = layers((3, 4))[0], False
+
+        def forward(self, x):
+            if not self.chosen:
+                self.layer.bias.data.copy_(-self.layer(x).detach().mean(0))
+                self.chosen = True
+            return self.layer(x)
+
+    model, plain = Chosen(), Chosen()
+    plain(data(8, 3))
+    gradient = ForwardGradient(model, SQUARE, perturb=perturb, micro_batch=micro_batch)
+    for _ in range(2):
+        gradient(data(8, 3), data(8, 4))
+    torch.testing.assert_close(model.layer.bias, plain.layer.bias)
 
 
 def test_a_loss_module_with_parameters():

@@ -186,3 +186,23 @@ def test_dropout_is_named_where_a_step_is_not_compiled():
     gradient = ForwardGradient(model, LOSS, Normal(3), compile=True)
     with pytest.warns(UserWarning, match=r"Found dropout, whose masks .* in 1\.$"):
         gradient(torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))
+
+
+@compiler
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_attributes_that_change_are_not_compiled():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.runs = nn.Linear(3, 2), 0
+
+        def forward(self, x):
+            self.runs += 1
+            return self.layer(x) / self.runs
+
+    torch.manual_seed(0)
+    model = Counting()
+    gradient = ForwardGradient(model, nn.MSELoss(), Normal(3), compile=True)
+    with pytest.warns(UserWarning, match="attributes that change when the model runs, runs"):
+        gradient(torch.ones(4, 3), torch.zeros(4, 2))
+    assert model.runs == 1

@@ -38,6 +38,7 @@ class Trial:
     Attributes:
         micro_batch: How many samples' tangents fit the budget: the whole batch, or a power of two.
         shapes: Of the perturbed values, by name.
+        is_whole: Whether a batch has to be run as a whole, since the model writes into parameters.
         normalizes: Whether batch normalisation in training mode may happen.
         is_plain: Whether parts of a batch need nothing of the whole: no random numbers, no
             statistics, and nothing that modules keep from one run to the next.
@@ -45,6 +46,7 @@ class Trial:
 
     micro_batch: int
     shapes: Mapping[str, torch.Size] = field(default_factory=dict)
+    is_whole: bool = False
     normalizes: bool = True
     is_plain: bool = False
 
@@ -85,10 +87,10 @@ def run_few(
         before.restore()
     fitting = _budget(batch) / max(notes.bytes / few.size * source.num_tangents, 1)
     size = 2 ** int(log2(max(fitting, 1)))  # kernels prefer even numbers
-    if fitting >= batch.size or few.is_written:
+    if fitting >= batch.size or few.is_written or written:
         size = batch.size
     coupled = changes or written or notes.is_random or notes.normalizes
-    return Trial(size, notes.shapes, notes.normalizes, is_plain=not coupled)
+    return Trial(size, notes.shapes, bool(written), notes.normalizes, is_plain=not coupled)
 
 
 def _budget(batch: Batch) -> float:

@@ -140,6 +140,9 @@ def compiled_step(
     if problem.source.needs(stream.step) or any(problem.source.guesses):
         _warn(f"tangents that depend on the batch or on earlier steps, in {problem.source!r}")
         return None
+    if names := _changing(problem, objective, batch, stream):
+        _warn(f"attributes that change when the model runs, {', '.join(names)}")
+        return None
     other = Stream(stream.seed, stream.step + 1)
     try:
         graph = CompiledStep(problem, perturb, objective, batch, stream)
@@ -154,6 +157,17 @@ def compiled_step(
         reason = f"results differ by {worst:.1e} from those of the step without `compile`"
     _warn(reason)
     return None
+
+
+def _changing(problem: Problem, objective: Objective, batch: Batch, stream: Stream) -> list[str]:
+    """The names of what modules keep from step to step outside of buffers."""
+    buffers = {name for name, _ in objective.model.named_buffers()}
+    with objective.preserved():
+        before = objective.saved_state()
+        step(problem, batch, stream)
+        objective.release()
+        changed = before.differing(objective.saved_state(), 0.0)
+    return [name for name in changed if name not in buffers]
 
 
 def _warn(reason: str) -> None:

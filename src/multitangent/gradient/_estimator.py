@@ -175,10 +175,8 @@ class GradientEstimator(ABC):
         """What is known about batches of this kind."""
         key = self._kind(batch)
         if key not in self._trials:
-            trial = Trial(batch.size)
-            if self.micro_batch == "auto" or self.verify:
-                trial = run_few(self._bound, self._objective, batch, stream, self._source)
-            if self.micro_batch != "auto":
+            trial = run_few(self._bound, self._objective, batch, stream, self._source)
+            if self.micro_batch != "auto" and not trial.is_whole:
                 trial = replace(trial, micro_batch=min(self.micro_batch, batch.size))
             self._trials[key] = trial
         return self._trials[key]

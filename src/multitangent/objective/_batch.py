@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from multitangent._structures import hidden_tensors, leaves_of, map_tensors, tensors_of
+from multitangent.objective._state import version
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Batch:
     @property
     def versions(self) -> list[int]:
         """How often someone has written into the tensors."""
-        return [tensor._version for tensor in tensors_of((self.inputs, self.target))]
+        return [version(tensor) for tensor in tensors_of((self.inputs, self.target))]
 
     def take(self, rows: slice) -> Batch:
         """The samples `rows`, which count from the first of this part."""

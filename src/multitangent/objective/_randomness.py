@@ -13,9 +13,19 @@ from multitangent.dual import primal, register_composite
 from multitangent.objective._record import BatchRecord, sample_axis
 
 _NAMES = (
-    "bernoulli", "binomial", "multinomial", "normal", "poisson", "rand", "rand_like", "randint",
-    "randint_like", "randn", "randn_like", "randperm", "_sample_dirichlet", "_standard_gamma",
-)  # fmt: skip
+    "bernoulli",
+    "binomial",
+    "multinomial",
+    "normal",
+    "poisson",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "randperm",
+)  # fmt: skip, without what has a derivative by the numbers that it draws, such as a gamma's
 _METHODS = (
     "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_",
     "multinomial", "normal_", "random_", "uniform_",

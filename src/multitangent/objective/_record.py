@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual import primal
+from multitangent.objective._state import version
 
 EXPENSIVE: frozenset[Callable[..., Any]] = frozenset(
     {F.linear, torch.conv1d, torch.conv2d, torch.conv3d}
@@ -29,7 +30,7 @@ class PrimalCache:
     def record(self, input: Any, out: Tensor) -> None:
         """Note one call."""
         x, y = primal(input).detach(), out.detach()
-        self._calls.append((x, x._version, y, y._version))
+        self._calls.append((x, version(x), y, version(y)))
 
     def find(self, call: int, input: Any, rows: slice, batch_size: int) -> Tensor | None:
         """The output of a call for some samples, ``None`` unless it certainly is.
@@ -47,7 +48,7 @@ class PrimalCache:
             rest != 0
             or x.shape[1:] != part.shape[1:]
             or part.shape[0] != chosen.stop - chosen.start
-            or (x._version, y._version) != (x_version, y_version)
+            or (version(x), version(y)) != (x_version, y_version)
             or not _alike(part, x[chosen])
         ):
             return None

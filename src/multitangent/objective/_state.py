@@ -46,6 +46,13 @@ class SavedState:
             store[name] = saved.put()
         _set_generators(self.generators)
 
+    def is_touched(self) -> bool:
+        """Whether anything may have changed since, or was written anew."""
+        return any(
+            store.get(name) is not saved.value or saved.is_touched()
+            for (store, name), saved in self.values.values()
+        )
+
     def differing(self, other: SavedState, tolerance: float) -> list[str]:
         """Where another state is different: numbers and tensors by the names of their places."""
         names = {
@@ -72,7 +79,7 @@ class Change:
     """
 
     def __init__(self, before: SavedState) -> None:
-        after = SavedState(before.modules)
+        self._after = after = SavedState(before.modules)
         self._places: list[tuple[_Place, _Saved | None, _Saved | None]] = []
         for key in before.values | after.values:
             place, old = before.values.get(key, (None, None))
@@ -93,7 +100,7 @@ class Change:
         try:
             yield
         finally:
-            self._put(1)
+            self._end()
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -101,7 +108,13 @@ class Change:
         try:
             yield
         finally:
-            self._put(1)
+            self._end()
+
+    def _end(self) -> None:
+        """The state after the run, also where a second run changed something else."""
+        self._put(1)
+        if self._after.is_touched():
+            self._after.restore()
 
     def _put(self, which: int) -> None:
         for (store, name), *values in self._places:
@@ -112,13 +125,19 @@ class Change:
         _set_generators(self._generators[which])
 
 
+def version(tensor: Tensor) -> int:
+    """How often somebody has written into a tensor; of tensors of inference nobody counts."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 class _Saved:
     """One value, and a copy of what can change in it."""
 
-    __slots__ = ("copy", "value")
+    __slots__ = ("copy", "value", "version")
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self.version = version(value) if isinstance(value, Tensor) else 0
         self.copy: Any = None
         if isinstance(value, Tensor):
             if type(value) is Tensor and not value.requires_grad:
@@ -152,6 +171,12 @@ class _Saved:
             items = [_put(item) for item in copy]
             value.update(items) if isinstance(value, set) else value.extend(items)
         return value
+
+    def is_touched(self) -> bool:
+        """Whether the value may have changed since."""
+        if isinstance(self.value, Tensor):
+            return version(self.value) != self.version
+        return self.copy is not None and not self.equals(_Saved(self.value))
 
     def is_like(self, other: _Saved, tolerance: float) -> bool:
         """Whether it is nearly the same; what can not be compared counts as the same."""

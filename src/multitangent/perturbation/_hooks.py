@@ -97,8 +97,7 @@ def observed(sites: Sequence[Site], visitor: Visitor) -> Iterator[None]:
         if torch._C._functorch.maybe_current_level() != level:
             raise NotImplementedError(
                 "`sites` should run outside of torch.func, whose transforms do not know tangents. "
-                f"Found {site.name!r} inside of one. Try `perturb='weights'`, or a formula in its "
-                "place."
+                f"Found {site.name!r} inside of one. Try a formula in its place."
             )
         return visitor.enter(site, args, kwargs) if torch.is_grad_enabled() else None
 

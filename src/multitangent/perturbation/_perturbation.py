@@ -105,7 +105,7 @@ def again(change: Change | None, starts_after: bool) -> AbstractContextManager[N
         starts_after: Whether they begin with the state after that run, not that before.
     """
     is_transformed = torch._C._functorch.maybe_current_level() is not None  # nothing can be put
-    if change is None or not change or is_transformed:
+    if change is None or is_transformed:
         return nullcontext()
     return change.kept() if starts_after else change.undone()
 

@@ -15,6 +15,8 @@ from multitangent.dual import primal
 from multitangent.objective import SavedState
 from multitangent.perturbation._sites import Site
 
+_END = "behind the last site"  # which is no name of a module
+
 
 @dataclass
 class _Visit:
@@ -87,7 +89,7 @@ class LocalPullback:
             scale: The weight of one sample's loss in the loss of the batch.
             surroundings: Makes the context in which a layer runs again.
         """
-        ends = {} if self._losses is None else {"": self._losses}
+        ends = {} if self._losses is None else {_END: self._losses}
         gradients = gradients | {name: torch.ones_like(losses) for name, losses in ends.items()}
         if not self.recompute:
             outputs = {name: out for visit in self._visits for name, out in visit.outputs.items()}

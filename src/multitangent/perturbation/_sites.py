@@ -101,6 +101,13 @@ def _check(model: nn.Module, sites: Sequence[Site]) -> None:
                     "`Activations(sites=[...])` with modules that hold nothing in common, or "
                     "`perturb='weights'`."
                 )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.is_complex():
+            raise TypeError(
+                "Trainable parameters should be real: only those have directional derivatives "
+                f"here. Found {name} of {parameter.dtype}. Try real and imaginary part as "
+                "parameters of their own."
+            )
     covered = {id(parameter) for site in sites for parameter in site.parameters()}
     outside = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in covered]
     if outside:
