@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from multitangent_lab.benchmarks._case import baselines, make_case, make_gradient
+from multitangent_lab.benchmarks._flops import count_flops
 from multitangent_lab.benchmarks._timing import interleaved, medians, ratio
 from multitangent_lab.config import BenchConfig
 
@@ -16,8 +17,8 @@ def time_step(config: BenchConfig) -> dict[str, Any]:
     Returns:
         ``forward_gradient_ms``, ``backpropagation_ms``, ``python_loop_ms``, ``vmap_jvp_ms`` and
         ``ratio_to_backpropagation``, and how many times faster than the other two;
-        ``verification_ms``, which the first step of every kind of batch takes on top, and its
-        ratio to a forward pass of eight samples.
+        ``verification_ms``, which the first step of every kind of batch takes on top, and its time
+        and its operations as multiples of a forward pass of eight samples.
     """
     case = make_case(config)
     few = replace(case, x=case.x[:8], y=case.y[:8])
@@ -35,4 +36,7 @@ def time_step(config: BenchConfig) -> dict[str, Any]:
         "times_faster_than_python_loop": ratio(times, "python_loop", "forward_gradient"),
         "times_faster_than_vmap_jvp": ratio(times, "vmap_jvp", "forward_gradient"),
         "verification_in_forwards_of_8": ratio(times, "verification", "forward_of_8"),
+        "verification_flops_in_forwards_of_8": round(
+            count_flops(methods["verification"]) / count_flops(few.forward), 2
+        ),
     }
