@@ -27,8 +27,8 @@ from multitangent.objective import Batch, Objective, kept_parameters
 from multitangent.perturbation import BoundPerturbation, Run, leaves, without_hooks
 from multitangent.tangents import Normal, Request, Stream, Tangents, TangentSource
 
-# One sample comes twice, so that a model that sorts its samples changes their order.
-_SAMPLES = (0, 1, 0)
+# In no order that sorting, reversing or shifting the samples leaves as it is.
+_SAMPLES = (0, 1, 0, 0)
 _NEARLY_ZERO = 1e-3  # of the loss: derivatives that are smaller may be nothing but rounding
 
 
@@ -150,7 +150,7 @@ def _verified(
                 f"on with {batch_size}.",
                 stacklevel=7,
             )
-    whole = replace(trial, micro_batch=batch_size)
+    whole = replace(trial, micro_batch=max(batch_size, few.size))
     comparison = _Comparison(replace(problem, engine=engine(whole)), objective, few, stream)
     try:
         comparison.check(whole)
@@ -159,7 +159,7 @@ def _verified(
             "`model` and `loss` should give the same losses whenever they see the same samples. "
             f"Found that {error}. Try to remove what changes from run to run, or `verify=False`."
         ) from error
-    return whole if is_split else trial
+    return replace(trial, micro_batch=batch_size) if is_split else trial
 
 
 class _AtSites(TangentSource):
