@@ -88,6 +88,7 @@ def _pushed(
         (
             sum((g * row[k]).sum() for g, row in used),
             sum(_product(*pair) for pair in zip(weights, rows_out, strict=True)),
+            sum(_size(g, row[k]) for g, row in used),
         )
         for k, rows_out in enumerate(pushed)
     ]
@@ -123,17 +124,23 @@ def _product(weight: Tensor, row: Tensor | None) -> Tensor:
     return weight.new_zeros(()) if row is None else (weight * row).sum()
 
 
+def _size(gradient: Tensor, row: Tensor) -> Tensor:
+    """How large a product is before its terms cancel, but for rounding."""
+    terms = (gradient * row).detach()
+    return terms.abs().sum() + 1e-3 * gradient.detach().norm() * row.norm()
+
+
 def _check_linear(
     cls: Any,
     pulled: tuple[Tensor | None, ...],
     other: tuple[Tensor | None, ...],
-    products: list[tuple[Any, Any]],
+    products: list[tuple[Any, Any, Any]],
 ) -> None:
     """Raise unless ``g(-2u) = -2 g(u)`` and ``<g(u), v> = <u, J v>`` for every tangent v."""
-    pairs = [(-2 * a.detach(), b) for a, b in zip(pulled, other, strict=True) if a is not None]
-    pairs += [(torch.as_tensor(a).detach(), torch.as_tensor(b)) for a, b in products]
-    for a, b in pairs:
-        if b is None or float((a - b.detach()).norm()) > 1e-3 * float(a.norm()):
+    found = [(-2 * a, b, a.norm()) for a, b in zip(pulled, other, strict=True) if a is not None]
+    for a, b, size in [*found, *products]:
+        rounding = max(1e-3, 16 * torch.finfo(a.dtype).eps)
+        if b is None or float((a - b).detach().norm()) > rounding * float(size):
             raise NotImplementedError(
                 f"The backward of {cls.__qualname__} should be linear in the gradient of the "
                 "output, and made of functions that can be differentiated: then it says what the "

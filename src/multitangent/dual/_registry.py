@@ -198,4 +198,6 @@ def function_name(function: Callable[..., Any]) -> str:
         return f"torch.nn.functional.{name}"
     if getattr(torch, name, None) is function:
         return f"torch.{name}"
+    if getattr(torch.autograd, name, None) is function:
+        return f"torch.autograd.{name}"
     return f"torch.Tensor.{name}" if hasattr(Tensor, name) else str(name)

@@ -160,6 +160,7 @@ class GradientEstimator(ABC):
         self._bound_to = self._found_parameters()
         self._trials: dict[Any, Trial] = {}
         self._verified: set[Any] = set()
+        self._compared: set[Any] = set()  # kinds whose parts gave the whole's losses
         self._graphs: dict[Any, CompiledStep | None] = {}
         self._bound = self.perturb.bind(self._objective)
 
@@ -194,10 +195,10 @@ class GradientEstimator(ABC):
         return trial
 
     def _kind(self, batch: Batch) -> Any:
-        """What makes a model treat a batch differently: shapes and types, and its own modes."""
+        """What makes a model treat a batch differently: shapes, types, its modules and modes."""
         device = self._device.type
         cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        modes = tuple(module.training for module in self.model.modules())
+        modes = tuple((module, module.training) for module in self.model.modules())
         return shapes(batch), modes, cast
 
     def _compiled(self, problem: Problem, batch: Batch, stream: Stream) -> Step | None:
@@ -230,8 +231,12 @@ class GradientEstimator(ABC):
         saved = self._objective.saved_state()
         while True:
             trial = self._trial(batch, stream)
+            known = self._kind(batch) in self._compared and self.verify != "always"
+            engine = self._engine(replace(trial, is_plain=trial.is_plain and known))
             try:
-                return step(replace(problem, engine=self._engine(trial)), batch, stream)
+                result = step(replace(problem, engine=engine), batch, stream)
+                self._compared.add(self._kind(batch))
+                return result
             except torch.OutOfMemoryError:
                 if trial.micro_batch == 1:
                     raise

@@ -27,9 +27,9 @@ from multitangent.objective import Batch, Objective, SavedState, kept_parameters
 from multitangent.perturbation import BoundPerturbation, Run, leaves, without_hooks
 from multitangent.tangents import Normal, Request, Stream, Tangents, TangentSource
 
-# One sample comes twice, so that a model that sorts its samples changes their order. Statistics of
-# very few samples magnify rounding.
-_SAMPLES = (0, 1, 0)
+# In no order that sorting, reversing or shifting the samples leaves as it is. Statistics of very
+# few samples magnify rounding.
+_SAMPLES = (0, 1, 0, 0)
 _SAMPLES_OF_STATISTICS = (0, 1, 2, 3, 0)
 _NEARLY_ZERO = 1e-3  # of the loss: derivatives that are smaller may be nothing but rounding
 
@@ -153,7 +153,7 @@ def _verified(
                 f"on with {batch_size}.",
                 stacklevel=7,
             )
-    whole = replace(trial, micro_batch=batch_size)
+    whole = replace(trial, micro_batch=max(batch_size, few.size))
     comparison = _Comparison(replace(problem, engine=engine(whole)), objective, few, stream)
     try:
         comparison.check(whole)
@@ -162,7 +162,7 @@ def _verified(
             "`model` and `loss` should give the same losses whenever they see the same samples. "
             f"Found that {error}. Try to remove what changes from run to run, or `verify=False`."
         ) from error
-    return whole if is_split else trial
+    return replace(trial, micro_batch=batch_size) if is_split else trial
 
 
 class _AtSites(TangentSource):

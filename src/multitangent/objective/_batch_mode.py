@@ -122,8 +122,9 @@ class BatchMode(TorchFunctionMode):
             raise NotImplementedError(_NESTED.format(f"{function_name(func)}"))
         try:
             return func(*args, **kwargs)
-        except RuntimeError as error:
-            raise NotImplementedError(_NESTED.format(f"{function_name(func)}")) from error
+        except RuntimeError as error:  # a part of a batch has no graph; the whole has one
+            kind = NotImplementedError if self.records_graph else RuntimeError
+            raise kind(_NESTED.format(f"{function_name(func)}")) from error
 
     def _constant(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -15,23 +15,22 @@ class PerSampleLoss:
     Args:
         loss: A callable ``(output, target) -> [B]``, of which the mean is meant, or a loss module
             of PyTorch, whose ``reduction`` is read.
-
-    Attributes:
-        reduction: Whether the loss of the batch is the mean or the sum.
     """
 
     def __init__(self, loss: Callable[[Any, Any], Tensor]) -> None:
-        self.reduction: Literal["mean", "sum"] = "mean"
         self._function = loss
-        self._sums_elements = False
-        self._is_weighted = False  # whether a mean is one of weights
         self._takes_tensors = type(loss).__module__.startswith("torch.nn.")
         self._module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
-        if self._module:
-            stated = loss.reduction  # type: ignore[attr-defined]
-            self.reduction = "sum" if stated == "sum" else "mean"
-            self._sums_elements = stated in ("sum", "batchmean")
-            self._is_weighted = stated == "mean"
+
+    @property
+    def _stated(self) -> str:
+        """The reduction of a loss module, which may change between steps."""
+        return str(self._function.reduction) if self._module else "none"  # type: ignore[attr-defined]
+
+    @property
+    def reduction(self) -> Literal["mean", "sum"]:
+        """Whether the loss of the batch is the mean or the sum."""
+        return "sum" if self._stated == "sum" else "mean"
 
     def scale(self, batch_size: int) -> float:
         """What the sum over the samples is multiplied by to give the loss of the batch."""
@@ -39,7 +38,7 @@ class PerSampleLoss:
 
     def correction(self, target: Any) -> float:
         """B over what a weighted mean divides by, from the whole batch's target."""
-        if not self._is_weighted or not isinstance(
+        if self._stated != "mean" or not isinstance(
             self._function, (nn.CrossEntropyLoss, nn.NLLLoss)
         ):
             return 1.0
@@ -78,7 +77,7 @@ class PerSampleLoss:
             return losses
         if losses.ndim > 1:
             rest = list(range(1, losses.ndim))
-            elements = self._sums_elements or isinstance(
+            elements = self._stated in ("sum", "batchmean") or isinstance(
                 self._function, (nn.CrossEntropyLoss, nn.NLLLoss)
             )
             losses = losses.sum(rest) if elements else losses.mean(rest)

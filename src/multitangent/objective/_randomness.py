@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual import primal, register_composite
+from multitangent.dual import DualTensor, primal, register_composite, result_of
 from multitangent.objective._record import BatchRecord, sample_axis
 
 _NAMES = (
@@ -55,6 +55,8 @@ class Randomness:
         self._calls = 0
 
     def __call__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if func is torch._standard_gamma and isinstance(args[0], DualTensor):
+            return result_of(func, self(func, args[0].primal), args, kwargs)
         out = func(*args, **kwargs)
         if self._record is None:
             return out

@@ -57,6 +57,7 @@ class LocalPullback:
         """A layer begins."""
         inputs: Any = None
         if self.recompute:
+            _refuse_stand_ins(site)
             inputs = map_tensors(primal, (args, kwargs))
         versions = [t._version for t in tensors_of(inputs)]
         state = torch.get_rng_state() if self.recompute else None
@@ -149,6 +150,18 @@ def without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for registered, before in hooks:
             registered.update(before)
+
+
+def _refuse_stand_ins(site: Site) -> None:
+    """Raise where something else than a parameter is in its place, which is gone afterwards."""
+    for module in (inner for outer in site.modules for inner in outer.modules()):
+        for name, value in module._parameters.items():
+            if value is not None and not isinstance(value, nn.Parameter):
+                raise ValueError(
+                    "`recompute=True` needs layers that run again with the parameters that they "
+                    f"have. Found another tensor in the place of {name!r} in {site.name!r}, as by "
+                    "torch.func.functional_call. Try `recompute=False`, or `perturb='weights'`."
+                )
 
 
 def _run_again(visit: _Visit) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ _elementwise(torch.cos, Tensor.cos, derivative=lambda y, x: -torch.sin(x))
 _elementwise(torch.tanh, Tensor.tanh, F.tanh, derivative=lambda y, x: 1 - y * y)
 _elementwise(torch.sigmoid, Tensor.sigmoid, F.sigmoid, derivative=lambda y, x: y * (1 - y))
 _elementwise(torch.relu, Tensor.relu, F.relu, derivative=lambda y, x: y.sign())
+_elementwise(torch._standard_gamma, derivative=lambda y, x: torch._standard_gamma_grad(x, y))
 _elementwise(F.hardsigmoid, derivative=lambda y, x: ((x > -3) & (x < 3)) * x.new_tensor(_SIXTH))
 
 
