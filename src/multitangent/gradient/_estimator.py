@@ -142,6 +142,7 @@ class GradientEstimator(ABC):
         if self._found_parameters() != self._bound_to:
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
+        self._kind = self._kind_of(batch)
         trial = self._trial(batch, stream)
         problem = Problem(
             self._bound,
@@ -174,27 +175,25 @@ class GradientEstimator(ABC):
 
     def _trial(self, batch: Batch, stream: Stream) -> Trial:
         """What is known about batches of this kind."""
-        key = self._kind(batch)
-        if key not in self._trials:
+        if self._kind not in self._trials:
             trial = run_few(self._bound, self._objective, batch, stream, self._source)
             if self.micro_batch != "auto" and not trial.is_whole:
                 trial = replace(trial, micro_batch=min(self.micro_batch, batch.size))
-            self._trials[key] = trial
-        return self._trials[key]
+            self._trials[self._kind] = trial
+        return self._trials[self._kind]
 
     def _verify(self, problem: Problem, batch: Batch, stream: Stream, trial: Trial) -> Trial:
         """Compare with backpropagation, at the first batch of a kind or always."""
-        key = self._kind(batch)
-        if self.verify is False or (self.verify == "first" and key in self._verified):
+        if self.verify is False or (self.verify == "first" and self._kind in self._verified):
             return trial
         trial = verify(
             problem, self.perturb.bind, self._objective, self._engine, batch, stream, trial
         )
-        self._verified.add(key)
-        self._trials[key] = trial
+        self._verified.add(self._kind)
+        self._trials[self._kind] = trial
         return trial
 
-    def _kind(self, batch: Batch) -> Any:
+    def _kind_of(self, batch: Batch) -> Any:
         """What makes a model treat a batch differently: shapes, types, its modules and modes."""
         device = self._device.type
         cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
@@ -218,7 +217,7 @@ class GradientEstimator(ABC):
     def _signature(self, batch: Batch) -> Any:
         """What a graph is made for."""
         parts = self.tangents, self.aggregator, self.perturb, self.tangent_dtype
-        return *self._kind(batch), repr(parts)
+        return *self._kind, repr(parts)
 
     def _eager(self, problem: Problem, batch: Batch, stream: Stream) -> Step:
         """One step; where it does not go with so many samples at a time, with others."""
@@ -228,14 +227,14 @@ class GradientEstimator(ABC):
             self._objective.release()
 
     def _fitting(self, problem: Problem, batch: Batch, stream: Stream) -> Step:
-        saved = self._objective.saved_state()
+        saved = self._objective.saved_state(with_generators=False)
         while True:
-            trial = self._trial(batch, stream)
-            known = self._kind(batch) in self._compared and self.verify != "always"
+            trial = self._trials[self._kind]
+            known = self._kind in self._compared and self.verify != "always"
             engine = self._engine(replace(trial, is_plain=trial.is_plain and known))
             try:
                 result = step(replace(problem, engine=engine), batch, stream)
-                self._compared.add(self._kind(batch))
+                self._compared.add(self._kind)
                 return result
             except torch.OutOfMemoryError:
                 if trial.micro_batch == 1:
@@ -250,7 +249,7 @@ class GradientEstimator(ABC):
                 f"micro_batch={trial.micro_batch} {reason}: going on with {size}.", stacklevel=3
             )
             saved.restore()
-            self._trials[self._kind(batch)] = replace(trial, micro_batch=size)
+            self._trials[self._kind] = replace(trial, micro_batch=size)
 
     def along(self, direction: Mapping[str, Tensor], *, curvature: bool = True) -> Line:
         """The loss of the last batch along a direction: its slope and curvature, per sample.

@@ -163,9 +163,13 @@ class Objective:
         """The names of dual tensors that modules keep."""
         return dual_names(self._modules)
 
-    def saved_state(self) -> SavedState:
-        """What the modules of model and loss keep now."""
-        return SavedState(self._modules)
+    def saved_state(self, *, with_generators: bool = True) -> SavedState:
+        """What the modules of model and loss keep now.
+
+        Args:
+            with_generators: Whether the states of Python's and NumPy's random generators count.
+        """
+        return SavedState(self._modules, with_generators=with_generators)
 
     @contextmanager
     def preserved(self) -> Iterator[None]:

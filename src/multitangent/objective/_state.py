@@ -27,15 +27,16 @@ class SavedState:
 
     Args:
         modules: The modules; those inside of them are found.
+        with_generators: Whether the states of Python's and NumPy's random generators count.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], *, with_generators: bool = True) -> None:
         self.modules = modules
         self.values: dict[tuple[int, str], tuple[_Place, _Saved]] = {
             (id(store), name): ((store, name), _Saved(store[name]))
             for store, name in _places(modules)
         }
-        self.generators = _generators()
+        self.generators = _generators() if with_generators else None
 
     def restore(self) -> None:
         """Put everything back; attributes that are new since then go."""
@@ -231,9 +232,8 @@ def _places(modules: Sequence[nn.Module]) -> Iterator[_Place]:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     yield module._buffers, name
-            for name in module.__dict__:
-                if name not in _OWN:
-                    yield module.__dict__, name
+            for name in module.__dict__.keys() - _OWN:
+                yield module.__dict__, name
 
 
 def _generators() -> tuple[Any, Any]:
@@ -245,7 +245,9 @@ def _generators() -> tuple[Any, Any]:
     return random.getstate(), (name, keys.tolist(), *rest)
 
 
-def _set_generators(states: tuple[Any, Any]) -> None:
+def _set_generators(states: tuple[Any, Any] | None) -> None:
+    if states is None:
+        return
     random.setstate(states[0])
     if states[1] is not None:
         sys.modules["numpy"].random.set_state(states[1])
@@ -267,7 +269,9 @@ def _dual_places(modules: Sequence[nn.Module]) -> list[_Place]:
 
 
 def _has_duals(value: Any) -> bool:
-    if isinstance(value, (list, tuple, dict)) and len(value) > _MOST_ITEMS:
+    if not isinstance(value, (Tensor, list, tuple, dict)):
+        return False
+    if not isinstance(value, Tensor) and len(value) > _MOST_ITEMS:
         return False
     return next(find_duals(value), None) is not None
 

@@ -232,7 +232,10 @@ class _Recorder(Visitor):
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         super().enter(site, args, kwargs)
         with torch._C.DisableTorchFunction():
-            args, kwargs = map_tensors(without_base, (args, kwargs))
+            if kwargs or not all(isinstance(arg, Tensor) for arg in args):
+                args, kwargs = map_tensors(without_base, (args, kwargs))
+            else:
+                args = tuple(without_base(arg) for arg in args)
         self._mode.records_graph = not self._pullback.recompute
         self._pullback.enter(site, args, kwargs, self._mode.dropout.calls)
         return args, kwargs
