@@ -13,19 +13,9 @@ from multitangent.dual import DualTensor, primal, register_composite, result_of
 from multitangent.objective._record import BatchRecord, sample_axis
 
 _NAMES = (
-    "bernoulli",
-    "binomial",
-    "multinomial",
-    "normal",
-    "poisson",
-    "rand",
-    "rand_like",
-    "randint",
-    "randint_like",
-    "randn",
-    "randn_like",
-    "randperm",
-)  # fmt: skip, without what has a derivative by the numbers that it draws, such as a gamma's
+    "bernoulli", "binomial", "multinomial", "normal", "poisson", "rand", "rand_like", "randint",
+    "randint_like", "randn", "randn_like", "randperm", "_standard_gamma",
+)  # fmt: skip
 _METHODS = (
     "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_",
     "multinomial", "normal_", "random_", "uniform_",
