@@ -129,3 +129,45 @@ def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
     """
     difference = sum(float((a - b).square().sum()) for a, b in zip(found, expected, strict=True))
     return (difference / sum(float(b.square().sum()) for b in expected)) ** 0.5
+
+
+class Model(nn.Module):
+    """A model from a function of itself, whose modules are its `parts`."""
+
+    def __init__(self, function, *modules, **parameters) -> None:
+        super().__init__()
+        self.function = function
+        self.parts = nn.ModuleList(modules)
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+class OfParts(Model):
+    """A model from a function of its parts."""
+
+    def forward(self, *inputs):
+        return self.function(self.parts, *inputs)
+
+
+def linear(*sizes, **options) -> nn.Linear:
+    """A linear layer in float64, always with the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Linear(*sizes, dtype=torch.float64, **options)
+
+
+def linears(*shapes) -> list[nn.Linear]:
+    """Several linear layers in float64, one drawn after the other."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [nn.Linear(*shape, dtype=torch.float64) for shape in shapes]
+
+
+def data(*shape) -> Tensor:
+    """Always the same numbers, in float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return torch.randn(shape, dtype=torch.float64)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models_for_tests import gradients, relative_error
+from models_for_tests import Model, data, gradients, linear, relative_error
 from multitangent import (
     Activations,
     Feedback,
@@ -26,32 +26,6 @@ from multitangent.tangents import RunningMean, StandardBasis
 
 DTYPE = torch.float64
 SQUARE = nn.MSELoss()
-
-
-class Model(nn.Module):
-    """A model from a function of its modules."""
-
-    def __init__(self, function, *modules, **parameters):
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(modules)
-        for name, value in parameters.items():
-            self.register_parameter(name, nn.Parameter(value))
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
-def linear(*sizes, **options):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Linear(*sizes, dtype=DTYPE, **options)
-
-
-def data(*shape):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return torch.randn(shape, dtype=DTYPE)
 
 
 def assert_right(model, x, y, loss=SQUARE, perturb="activations", n=200, **options):
@@ -387,7 +361,11 @@ def test_random_numbers_that_fill_a_tensor_replace_what_was_there(fill):
 def test_the_mean_of_weighted_losses_is_not_their_weighted_mean():
     weight = torch.tensor([1.0, 2.0, 0.5], dtype=DTYPE)
     loss = nn.CrossEntropyLoss(weight=weight, reduction="none")
-    model, x, y = Model(lambda m, x: m.parts[0](x), linear(4, 3)), data(6, 4), torch.arange(6) % 3
+    model, x, y = (
+        Model(lambda m, x: m.parts[0](x), linear(4, 3)),
+        data(6, 4),
+        torch.arange(6) % 3,
+    )
     loss(model(x), y).mean().backward()
     expected = gradients(model)
     value = ForwardGradient(model, loss, StandardBasis(10))(x, y)

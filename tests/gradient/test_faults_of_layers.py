@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from models_for_tests import gradients, relative_error
+from models_for_tests import Model, gradients, relative_error
 from multitangent import (
     Activations,
     ForwardGradient,
@@ -23,20 +23,6 @@ from multitangent.tangents import Normal, StandardBasis
 DTYPE = torch.float64
 BOTH = pytest.mark.parametrize("perturb", ["activations", "weights"])
 SIZES = pytest.mark.parametrize("micro_batch", ["auto", 2])
-
-
-class Model(nn.Module):
-    """A model from a function of its modules."""
-
-    def __init__(self, function, *modules, **parameters):
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(modules)
-        for name, value in parameters.items():
-            self.register_parameter(name, nn.Parameter(value))
-
-    def forward(self, *args):
-        return self.function(self, *args)
 
 
 def data(*shape, seed=1):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models_for_tests import gradients, relative_error
+from models_for_tests import Model, gradients, relative_error
 from multitangent import Activations, ForwardGradient, Projection
 from multitangent.dual import DualTensor
 from multitangent.tangents import StandardBasis
@@ -16,18 +16,6 @@ DTYPE = torch.float64
 SQUARE = nn.MSELoss()
 BOTH = pytest.mark.parametrize("perturb", ["activations", "weights"])
 SPLIT = pytest.mark.parametrize("micro_batch", ["auto", 2])
-
-
-class Model(nn.Module):
-    """A model from a function of its modules."""
-
-    def __init__(self, function, *modules):
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(modules)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def seeded(make):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models_for_tests import gradients, relative_error
+from models_for_tests import OfParts, gradients, relative_error
 from multitangent import Activations, ForwardGradient, Normal, Projection, VerificationError
 from multitangent.tangents import StandardBasis
 
@@ -17,25 +17,13 @@ SQUARE = nn.MSELoss()
 BOTH = pytest.mark.parametrize("perturb", ["activations", "weights"])
 
 
-class Model(nn.Module):
-    """A model from a function of its modules."""
-
-    def __init__(self, function, *modules):
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(modules)
-
-    def forward(self, x):
-        return self.function(self.parts, x)
-
-
 def data(*shape, seed=1):
     return torch.randn(shape, dtype=DTYPE, generator=torch.Generator().manual_seed(seed))
 
 
 def two(function):
     torch.manual_seed(0)
-    return Model(function, nn.Linear(4, 5, dtype=DTYPE), nn.Linear(5, 3, dtype=DTYPE))
+    return OfParts(function, nn.Linear(4, 5, dtype=DTYPE), nn.Linear(5, 3, dtype=DTYPE))
 
 
 X, Y = data(6, 4), data(6, 3, seed=2)

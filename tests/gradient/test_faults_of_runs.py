@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models_for_tests import gradients, relative_error
+from models_for_tests import OfParts, data, gradients, linears, relative_error
 from multitangent import Activations, ForwardGradient, Projection, VerificationError
 from multitangent.tangents import StandardBasis
 
@@ -18,32 +18,8 @@ SQUARE = nn.MSELoss()
 BOTH = pytest.mark.parametrize("perturb", ["activations", "weights"])
 
 
-class Model(nn.Module):
-    """A model from a function of its modules."""
-
-    def __init__(self, function, *modules):
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(modules)
-
-    def forward(self, x):
-        return self.function(self.parts, x)
-
-
-def layers(*shapes):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return [nn.Linear(*shape, dtype=DTYPE) for shape in shapes]
-
-
 def two(function):
-    return lambda: Model(function, *layers((3, 4), (4, 4)))
-
-
-def data(*shape):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return torch.randn(shape, dtype=DTYPE)
+    return lambda: OfParts(function, *linears((3, 4), (4, 4)))
 
 
 def assert_right(model, x, y, loss=SQUARE, perturb="activations", extra=(), **options):
@@ -116,7 +92,7 @@ def test_random_numbers_do_not_depend_on_the_split(name, perturb):
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer, self.runs, self.seen = layers((3, 4))[0], 0, []
+        self.layer, self.runs, self.seen = linears((3, 4))[0], 0, []
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x):
@@ -131,7 +107,7 @@ class FirstBatch(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer, self.chosen = layers((3, 4))[0], False
+        self.layer, self.chosen = linears((3, 4))[0], False
         self.register_buffer("shift", torch.zeros(4, dtype=DTYPE))
 
     def forward(self, x):
@@ -146,7 +122,7 @@ class FirstBatch(nn.Module):
 class RunningNorm(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = layers((3, 4))[0]
+        self.layer = linears((3, 4))[0]
         self.norm = nn.InstanceNorm1d(4, track_running_stats=True, dtype=DTYPE)
 
     def forward(self, x):
@@ -159,7 +135,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, detached):
         super().__init__()
-        self.layer, self.kept, self.detached = layers((3, 4))[0], None, detached
+        self.layer, self.kept, self.detached = linears((3, 4))[0], None, detached
 
     def forward(self, x):
         h = torch.tanh(self.layer(x) if self.kept is None else self.layer(x) + self.kept)
@@ -172,7 +148,7 @@ class Caching(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layer = layers((3, 4))[0]
+        self.layer = linears((3, 4))[0]
         self.register_buffer("rows", torch.zeros(9, 4, dtype=DTYPE))
 
     def forward(self, x):
@@ -282,7 +258,7 @@ def test_a_split_that_goes_wrong_only_later_is_noticed_by_its_losses():
     class Late(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer, self.late = layers((3, 4))[0], False
+            self.layer, self.late = linears((3, 4))[0], False
 
         def forward(self, x):
             return self.layer(x) * (len(x) if self.late else 1)
@@ -379,7 +355,7 @@ def test_parameters_in_the_loss_of_a_single_layer():
     temperature = nn.Parameter(torch.tensor(1.5, dtype=DTYPE))
     for perturb in ("activations", "weights", Activations(recompute=True)):
         temperature.grad = None
-        model = layers((3, 4))[0]
+        model = linears((3, 4))[0]
         loss = lambda out, y: ((out * temperature - y) ** 2).mean(1)  # noqa: E731
         assert_right(model, data(6, 3), data(6, 4), loss, perturb, [temperature])
 
@@ -390,7 +366,7 @@ def test_parameters_chosen_by_the_first_batch_see_all_of_it(perturb, micro_batch
     class Chosen(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer, self.chosen = layers((3, 4))[0], False
+            self.layer, self.chosen = linears((3, 4))[0], False
 
         def forward(self, x):
             if not self.chosen:

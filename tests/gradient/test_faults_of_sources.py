@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.utils import _pytree as pytree
 
-from models_for_tests import gradients, relative_error
+from models_for_tests import Model, data, gradients, linear, relative_error
 from multitangent import (
     Activations,
     Feedback,
@@ -43,30 +43,6 @@ from multitangent.tangents import (
 DTYPE = torch.float64
 SQUARE = nn.MSELoss()
 CLASSES = nn.CrossEntropyLoss()
-
-
-class Model(nn.Module):
-    """A model from a function of its modules."""
-
-    def __init__(self, function, *modules):
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(modules)
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
-def linear(*sizes, **options):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Linear(*sizes, dtype=DTYPE, **options)
-
-
-def data(*shape):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return torch.randn(shape, dtype=DTYPE)
 
 
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models_for_tests import gradients, relative_error
+from models_for_tests import OfParts, data, gradients, linears, relative_error
 from multitangent import ForwardGradient, Projection, VerificationError
 from multitangent.dual import DualTensor, primal, tangents
 from multitangent.engine import Trial
@@ -20,31 +20,8 @@ DTYPE = torch.float64
 SQUARE = nn.MSELoss()
 
 
-class Model(nn.Module):
-    """A model from a function of its modules."""
-
-    def __init__(self, function, *modules):
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleList(modules)
-
-    def forward(self, x):
-        return self.function(self.parts, x)
-
-
-def layers(*shapes):
-    torch.manual_seed(0)
-    return [nn.Linear(*shape, dtype=DTYPE) for shape in shapes]
-
-
 def two(function):
-    return Model(function, *layers((3, 4), (4, 4)))
-
-
-def data(*shape):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return torch.randn(shape, dtype=DTYPE)
+    return OfParts(function, *linears((3, 4), (4, 4)))
 
 
 def nothing(*args, **kwargs):
@@ -145,7 +122,7 @@ class Positions(nn.Module):
 class Keeping(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer, self.kept = layers((3, 4))[0], None
+        self.layer, self.kept = linears((3, 4))[0], None
 
     def forward(self, x):
         out = self.layer(x)
@@ -215,7 +192,7 @@ def test_parameters_of_a_loss_are_found(monkeypatch):
     what_follows_the_last_site_is_forgotten(monkeypatch)
     temperature = nn.Parameter(torch.tensor(2.0, dtype=DTYPE))
     gradient = ForwardGradient(
-        layers((3, 4))[0], lambda out, y: ((out * temperature - y) ** 2).mean(1)
+        linears((3, 4))[0], lambda out, y: ((out * temperature - y) ** 2).mean(1)
     )
     with pytest.raises(VerificationError, match=r"a tensor of shape \[\]"):
         gradient(data(6, 3), data(6, 4))
@@ -226,7 +203,7 @@ def test_it_names_the_first_module_that_differs():
         h = torch.tanh(parts[1](torch.tanh(parts[0](x))))
         return parts[2](h - h.mean(0))
 
-    model = Model(run, *layers((3, 4), (4, 4), (4, 4)))
+    model = OfParts(run, *linears((3, 4), (4, 4), (4, 4)))
     with pytest.raises(VerificationError, match=r"between 'parts\.1' and 'parts\.2'"):
         ForwardGradient(model, SQUARE)(data(6, 3), data(6, 4))
 
@@ -250,7 +227,7 @@ def state_is_not_put_back(monkeypatch):
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer, self.runs = layers((3, 4))[0], 0
+        self.layer, self.runs = linears((3, 4))[0], 0
 
     def forward(self, x):
         self.runs += 1
@@ -260,7 +237,7 @@ class Counting(nn.Module):
 class Running(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer = layers((3, 4))[0]
+        self.layer = linears((3, 4))[0]
         self.norm = nn.InstanceNorm1d(4, track_running_stats=True, dtype=DTYPE)
 
     def forward(self, x):
@@ -326,7 +303,7 @@ def test_nothing_of_it_stays():
 
         def __init__(self):
             super().__init__()
-            self.layer, self.seen = layers((3, 4))[0], []
+            self.layer, self.seen = linears((3, 4))[0], []
             self.register_buffer("count", torch.zeros(()))
 
         def forward(self, x):
@@ -369,7 +346,7 @@ def test_it_happens_once_for_every_kind_of_batch():
 
 
 def test_another_mode_is_another_kind():
-    model = Model(lambda p, x: p[1](p[0](x)), *layers((3, 4)), nn.Dropout())
+    model = OfParts(lambda p, x: p[1](p[0](x)), *linears((3, 4)), nn.Dropout())
     gradient = ForwardGradient(model, SQUARE, StandardBasis(9))
     gradient(data(6, 3), data(6, 4))
     model.eval()
@@ -392,7 +369,7 @@ def test_a_loss_module_that_reduces_in_its_own_way_is_refused():
             return losses if self.reduction == "none" else (losses**2).mean()
 
     with pytest.raises(VerificationError, match=r"`loss` should be the mean .* reduction='none'"):
-        ForwardGradient(layers((3, 4))[0], Focal())(data(6, 3), torch.tensor([0, 1, 2, 3, 0, 1]))
+        ForwardGradient(linears((3, 4))[0], Focal())(data(6, 3), torch.tensor([0, 1, 2, 3, 0, 1]))
 
 
 def test_what_backpropagation_can_not_differentiate_goes_on_with_a_warning():
@@ -402,4 +379,4 @@ def test_what_backpropagation_can_not_differentiate_goes_on_with_a_warning():
         return (out - y).square().mean(1)
 
     with pytest.warns(UserWarning, match=r"`verify` could not compare.*RuntimeError: no backward"):
-        ForwardGradient(layers((3, 4))[0], loss, perturb="weights")(data(6, 3), data(6, 4))
+        ForwardGradient(linears((3, 4))[0], loss, perturb="weights")(data(6, 3), data(6, 4))
