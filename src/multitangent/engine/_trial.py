@@ -39,6 +39,7 @@ class Trial:
         micro_batch: How many samples' tangents fit the budget: the whole batch, or a power of two.
         shapes: Of the perturbed values, by name.
         is_whole: Whether a batch has to be run as a whole, since the model writes into parameters.
+        has_state: Whether modules may keep something from one run to the next.
         normalizes: Whether batch normalisation in training mode may happen.
         is_plain: Whether parts of a batch need nothing of the whole: no random numbers, no
             statistics, and nothing that modules keep from one run to the next.
@@ -47,6 +48,7 @@ class Trial:
     micro_batch: int
     shapes: Mapping[str, torch.Size] = field(default_factory=dict)
     is_whole: bool = False
+    has_state: bool = True
     normalizes: bool = True
     is_plain: bool = False
 
@@ -80,7 +82,7 @@ def run_few(
     try:
         with torch.no_grad(), kept_parameters(objective.model) as written, notes:
             run.evaluate(few, notes.inject, "coupled")
-        changes = bool(Change(before)) or few.is_written
+        has_state = bool(Change(before))
     except Exception:  # a model for batches of one size only; or the step will say what is wrong
         return Trial(batch.size)
     finally:
@@ -89,8 +91,11 @@ def run_few(
     size = 2 ** int(log2(max(fitting, 1)))  # kernels prefer even numbers
     if fitting >= batch.size or few.is_written or written:
         size = batch.size
-    coupled = changes or written or notes.is_random or notes.normalizes
-    return Trial(size, notes.shapes, bool(written), notes.normalizes, is_plain=not coupled)
+    writes = bool(written) or few.is_written
+    coupled = has_state or writes or notes.is_random or notes.normalizes
+    return Trial(
+        size, notes.shapes, bool(written), has_state, notes.normalizes, is_plain=not coupled
+    )
 
 
 def _budget(batch: Batch) -> float:

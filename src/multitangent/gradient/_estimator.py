@@ -227,7 +227,9 @@ class GradientEstimator(ABC):
             self._objective.release()
 
     def _fitting(self, problem: Problem, batch: Batch, stream: Stream) -> Step:
-        saved = self._objective.saved_state(with_generators=False)
+        first = self._trials[self._kind]
+        may_return = first.has_state or first.micro_batch < batch.size
+        saved = self._objective.saved_state(with_generators=False) if may_return else None
         while True:
             trial = self._trials[self._kind]
             known = self._kind in self._compared and self.verify != "always"
@@ -248,7 +250,8 @@ class GradientEstimator(ABC):
             warnings.warn(
                 f"micro_batch={trial.micro_batch} {reason}: going on with {size}.", stacklevel=3
             )
-            saved.restore()
+            if saved is not None:
+                saved.restore()
             self._trials[self._kind] = replace(trial, micro_batch=size)
 
     def along(self, direction: Mapping[str, Tensor], *, curvature: bool = True) -> Line:
