@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models_for_tests import OfParts, data, gradients, linears, relative_error
-from multitangent import ForwardGradient, Projection, VerificationError
+from multitangent import Activations, ForwardGradient, Projection, VerificationError
 from multitangent.dual import DualTensor, primal, tangents
 from multitangent.engine import Trial
 from multitangent.tangents import StandardBasis
@@ -78,6 +78,28 @@ def as_it_is(monkeypatch):
 def wrong_at_zero(monkeypatch):
     monkeypatch.setitem(
         registry(), torch.relu, lambda out, x: tangents(x) * (primal(x) >= 0).to(out.dtype)
+    )
+
+
+def products_are_forgotten(monkeypatch):
+    monkeypatch.setitem(
+        registry(), torch.Tensor.scatter_reduce, lambda out, x, *args, **kwargs: 0 * tangents(x)
+    )
+
+
+def hooks_run_twice(monkeypatch):
+    def run_again(visit):
+        args, kwargs = visit.inputs
+        return dict(zip(visit.outputs, [visit.site.modules[0](*args, **kwargs)], strict=True))
+
+    register = nn.Module.register_forward_pre_hook
+    monkeypatch.setattr("multitangent.perturbation._pullback._run_again", run_again)
+    monkeypatch.setattr(  # behind the hooks of the user, in place of before them
+        nn.Module,
+        "register_forward_pre_hook",
+        lambda module, hook, *, prepend=False, with_kwargs=False: register(
+            module, hook, with_kwargs=with_kwargs
+        ),
     )
 
 
@@ -151,6 +173,17 @@ def dead(parts, x):
     return parts[1](torch.relu(h - h.detach()))
 
 
+def scattered(parts, x):
+    h = parts[0](x)
+    return parts[1](h.scatter_reduce(1, torch.zeros(len(h), 4, dtype=torch.long), h, "prod"))
+
+
+def hooked():
+    model = two(lambda p, x: p[1](torch.tanh(p[0](x))))
+    model.parts[1].register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    return model
+
+
 def interacting(parts, x):
     h = parts[0](x)
     return parts[1](h * h.mean(0))
@@ -168,6 +201,8 @@ FAULTS = {
     "10 kept tensors": (kept_tensors_stay, Keeping, {}),
     "14 samples interact": (as_it_is, lambda: two(interacting), {}),
     "15 kinks": (wrong_at_zero, lambda: two(dead), {}),
+    "16 scattered products": (products_are_forgotten, lambda: two(scattered), {}),
+    "22 hooks run twice": (hooks_run_twice, hooked, {"perturb": Activations(recompute=True)}),
     "21 parameters elsewhere": (what_follows_the_last_site_is_forgotten, lambda: two(tied), {}),
     "25 stand-ins stay": (
         stand_ins_stay,
