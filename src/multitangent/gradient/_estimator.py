@@ -143,8 +143,21 @@ class GradientEstimator(ABC):
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
         self._kind = self._kind_of(batch)
-        trial = self._trial(batch, stream)
-        problem = Problem(
+        batch = replace(batch, shapes_of_few=self._trial(batch, stream).shapes)
+        if self.verify == "always" or (self.verify and self._kind not in self._verified):
+            self._trials[self._kind] = verify(
+                self._problem(), self.perturb.bind, self._objective, self._engine, batch, stream,
+                self._trials[self._kind],
+            )  # fmt: skip
+            self._verified.add(self._kind)
+        return self._problem(), batch, stream
+
+    def _problem(self) -> Problem:
+        """What the next step differentiates, with what is known about batches of its kind."""
+        trial = self._trials[self._kind]
+        if self._kind not in self._compared or self.verify == "always":
+            trial = replace(trial, is_plain=False)
+        return Problem(
             self._bound,
             self._source,
             self.aggregator,
@@ -152,9 +165,6 @@ class GradientEstimator(ABC):
             self.store_tangents,
             self.tangent_dtype,
         )
-        batch = replace(batch, shapes_of_few=trial.shapes)
-        trial = self._verify(problem, batch, stream, trial)
-        return replace(problem, engine=self._engine(trial)), batch, stream
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
@@ -181,17 +191,6 @@ class GradientEstimator(ABC):
                 trial = replace(trial, micro_batch=min(self.micro_batch, batch.size))
             self._trials[self._kind] = trial
         return self._trials[self._kind]
-
-    def _verify(self, problem: Problem, batch: Batch, stream: Stream, trial: Trial) -> Trial:
-        """Compare with backpropagation, at the first batch of a kind or always."""
-        if self.verify is False or (self.verify == "first" and self._kind in self._verified):
-            return trial
-        trial = verify(
-            problem, self.perturb.bind, self._objective, self._engine, batch, stream, trial
-        )
-        self._verified.add(self._kind)
-        self._trials[self._kind] = trial
-        return trial
 
     def _kind_of(self, batch: Batch) -> Any:
         """What makes a model treat a batch differently: shapes, types, its modules and modes."""
@@ -232,10 +231,8 @@ class GradientEstimator(ABC):
         saved = self._objective.saved_state(with_generators=False) if may_return else None
         while True:
             trial = self._trials[self._kind]
-            known = self._kind in self._compared and self.verify != "always"
-            engine = self._engine(replace(trial, is_plain=trial.is_plain and known))
             try:
-                result = step(replace(problem, engine=engine), batch, stream)
+                result = step(problem, batch, stream)
                 self._compared.add(self._kind)
                 return result
             except torch.OutOfMemoryError:
@@ -253,6 +250,7 @@ class GradientEstimator(ABC):
             if saved is not None:
                 saved.restore()
             self._trials[self._kind] = replace(trial, micro_batch=size)
+            problem = self._problem()
 
     def along(self, direction: Mapping[str, Tensor], *, curvature: bool = True) -> Line:
         """The loss of the last batch along a direction: its slope and curvature, per sample.
