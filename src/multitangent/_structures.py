@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """A structure of the same kind, with every tensor replaced by the function's value for it."""
+    if isinstance(value, Tensor):
+        return function(value)
 
     def mapped(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -38,6 +40,8 @@ def leaves_of(value: Any) -> Iterator[Any]:
 
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors of a structure."""
+    if isinstance(value, Tensor):
+        return [value]
     return [leaf for leaf in leaves_of(value) if isinstance(leaf, Tensor)]
 
 

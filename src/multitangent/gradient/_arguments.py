@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -108,15 +109,20 @@ def refuse_inference_mode() -> None:
         )
 
 
-def refuse_backward_hooks(*parts: object) -> None:
-    """Raise if a module has hooks on the gradients of its inputs or outputs."""
+def refuse_backward_hooks(modules: Sequence[nn.Module], root: nn.Module) -> None:
+    """Raise if a module has hooks on the gradients of its inputs or outputs.
+
+    Args:
+        modules: The modules.
+        root: The one that holds them, for their names.
+    """
     everywhere = torch.nn.modules.module
     if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
         raise _backward_hook("all modules")
-    for part in parts:
-        for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
-            if module._backward_hooks or module._backward_pre_hooks:
-                raise _backward_hook(f"{name or 'the whole'!r} ({type(module).__name__})")
+    for module in modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            name = next(name for name, other in root.named_modules() if other is module)
+            raise _backward_hook(f"{name or 'the whole'!r} ({type(module).__name__})")
 
 
 def _backward_hook(place: str) -> ValueError:

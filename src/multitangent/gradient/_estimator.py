@@ -138,7 +138,10 @@ class GradientEstimator(ABC):
             (torch.Size([4]), 0)
         """
         refuse_inference_mode()
-        refuse_backward_hooks(self.model, self.loss)
+        self._modules = list(self.model.modules())
+        refuse_backward_hooks(self._modules, self.model)
+        if isinstance(self.loss, nn.Module):
+            refuse_backward_hooks(list(self.loss.modules()), self.loss)
         if self._found_parameters() != self._bound_to:
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
@@ -177,7 +180,12 @@ class GradientEstimator(ABC):
 
     def _found_parameters(self) -> list[tuple[int, bool]]:
         """What the model's parameters are now, and which of them are trainable."""
-        return [(id(p), p.requires_grad) for p in self.model.parameters()]
+        return [
+            (id(parameter), parameter.requires_grad)
+            for module in self.model.modules()
+            for parameter in module._parameters.values()
+            if parameter is not None
+        ]
 
     @property
     def _device(self) -> torch.device:
@@ -196,7 +204,7 @@ class GradientEstimator(ABC):
         """What makes a model treat a batch differently: shapes, types, its modules and modes."""
         device = self._device.type
         cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        modes = tuple((module, module.training) for module in self.model.modules())
+        modes = tuple((module, module.training) for module in self._modules)
         return shapes(batch), modes, cast
 
     def _compiled(self, problem: Problem, batch: Batch, stream: Stream) -> Step | None:

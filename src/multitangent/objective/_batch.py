@@ -175,8 +175,11 @@ def _describe(inputs: Any) -> str:
 def shapes(batch: Batch) -> Any:
     """The shapes, types and devices of a batch, to tell one kind of batch from another."""
     values = batch.inputs, batch.target
-    kinds = [
-        (v.shape, v.dtype, v.device) if isinstance(v, Tensor) else repr(v)
-        for v in leaves_of(values)
-    ]
+    if all(isinstance(value, Tensor) for value in values):
+        return tuple(_shape(value) for value in values)
+    kinds = [_shape(v) if isinstance(v, Tensor) else repr(v) for v in leaves_of(values)]
     return tuple(kinds), pytree.tree_structure(values)
+
+
+def _shape(value: Tensor) -> Any:
+    return value.shape, value.dtype, value.device

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from multitangent.dual import primal
+
 
 class PerSampleLoss:
     """A loss as ``[B]`` numbers, whose mean or sum is the loss of the batch.
@@ -105,8 +107,8 @@ def _check_alignment(losses: Any, output: Any, target: Any) -> None:
     """Refuse an elementwise loss that compares every sample with every other."""
     if not all(isinstance(value, Tensor) for value in (losses, output, target)):
         return
-    is_elementwise = losses.ndim == max(output.ndim, target.ndim)
-    if is_elementwise and output.ndim != target.ndim:
+    losses, output, target = primal(losses), primal(output), primal(target)
+    if output.ndim != target.ndim and losses.ndim == max(output.ndim, target.ndim):
         raise ValueError(
             "`loss` should compare the output with a target of the same shape: the axis of the "
             "batch is the first one of both, but broadcasting aligns the last ones, so that every "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from multitangent.dual import find_duals, map_duals
 
+_SIMPLE = frozenset({bool, float, int, str, type(None), Tensor})
 _OWN = frozenset(nn.Module().__dict__)  # what every module has
 _MOST_ITEMS = 1000  # of a container that is searched for tensors
 _Place = tuple[dict[str, Any], str]
@@ -264,7 +265,14 @@ def dual_names(modules: Sequence[nn.Module]) -> list[str]:
 
 
 def _dual_places(modules: Sequence[nn.Module]) -> list[_Place]:
-    return [(store, name) for store, name in _places(modules) if _has_duals(store[name])]
+    return [
+        (store, name)
+        for root in modules
+        for module in root.modules()
+        for store in (module._buffers, module.__dict__)
+        for name, value in store.items()
+        if type(value) not in _SIMPLE and name not in _OWN and _has_duals(value)
+    ]
 
 
 def _has_duals(value: Any) -> bool:
