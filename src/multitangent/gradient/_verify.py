@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -178,6 +178,24 @@ class _AtSites(TangentSource):
         return rows if self.site in (None, request.name) else torch.zeros_like(rows)
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """What backpropagation gives.
+
+    Attributes:
+        losses: Of the samples, ``[B]``.
+        stated: The loss that the loss module itself states, if it does.
+        of_values: The gradients of the perturbed values by name: ``[B, *shape]`` of the samples'
+            losses, or of the batch's loss.
+        of_parameters: The gradients of the batch's loss by the parameters.
+    """
+
+    losses: Tensor
+    stated: Tensor | None
+    of_values: Mapping[str, Tensor]
+    of_parameters: Mapping[Any, Tensor]
+
+
 @dataclass
 class _Comparison:
     """The comparison of one way to run a few samples."""
@@ -200,7 +218,8 @@ class _Comparison:
             return
         before.restore()
         with kept_parameters(self.objective.model):
-            self._plain()  # it chooses parameters at its first batch, and is compared at its second
+            # It chooses parameters at its first batch, and is compared at its second.
+            self._reference(self._start()[0], ())
             self._check_against(trial, self.objective.saved_state(), *self._forward())
 
     def _check_against(
@@ -211,22 +230,24 @@ class _Comparison:
         after = self.objective.saved_state()
         before.restore()
         try:
-            losses, stated, truth = self._plain()
+            again, _ = self._start()
+            true = self._reference(again, tangents.blocks)
         except Exception as error:
             raise _NoReferenceError from error
-        plain = self.objective.saved_state()
+        reference = self.objective.saved_state()
         before.restore()
-        self._check_losses(found.losses, losses, stated)
-        if names := plain.differing(after, tolerance(losses)):
+        self._check_losses(found.losses, true)
+        if names := reference.differing(after, tolerance(true.losses)):
             raise SplitError(f"a step changes {', '.join(names)} other than a run of the model")
-        frozen = trial.normalizes and self.problem.engine.statistics == "frozen"
-        gradients = self._true(tangents, "frozen" if frozen else "coupled", prepare=frozen)
+        is_frozen = trial.normalizes and self.problem.engine.statistics == "frozen"
+        gradients = true.of_values
+        if is_frozen:
+            prepare = not again.per_sample  # otherwise it has the statistics of the reference
+            gradients = Backpropagation().gradients(again, tangents, prepare=prepare)[1]
         before.restore()
         self._check_jvps(tangents, found, gradients)
         before.restore()
-        if frozen:
-            gradients = self._true(tangents, "coupled", prepare=True)
-        _check_parameters(self.objective, run.pullback(gradients), truth, losses)
+        _check_parameters(self.objective, run.pullback(true.of_values), true)
 
     def _start(self, site: str | None = None) -> tuple[Run, Tangents]:
         problem = self.problem
@@ -237,29 +258,50 @@ class _Comparison:
         run, tangents = self._start(site)
         return run, tangents, self.problem.engine(run, tangents)
 
-    def _true(self, tangents: Tangents, statistics: Any, *, prepare: bool) -> dict[str, Tensor]:
-        """The gradients of the perturbed values, which the tangents' blocks name."""
-        run, _ = self._start()
-        engine = Backpropagation(statistics)
-        return engine.gradients(run, tangents, prepare=prepare)[1]
-
     @torch.enable_grad()
-    def _plain(self) -> tuple[Tensor, Tensor | None, dict[Any, Tensor]]:
-        """Losses, the loss that the loss module itself states, and the parameters' gradients."""
+    def _reference(self, run: Run, names: Collection[str]) -> _Reference:
+        """What backpropagation gives, statistics included.
+
+        Args:
+            run: Of the few samples.
+            names: Of the perturbed values.
+        """
         objective, few = self.objective, self.few.copied()
-        with objective.mode(few, self.stream, "update"):
-            output = objective.output(few)
-            losses = objective.losses(output, few)
-            with objective.preserved():
-                stated = objective.loss.stated(output, self.few.target)
+        values: dict[str, Tensor] = {}
+
+        def watch(value: Tensor, name: str, samples: slice) -> Tensor:
+            """The value and a zero, whose gradient is that of the value."""
+            if name not in names:
+                return value
+            values[name] = torch.zeros_like(value, requires_grad=True)
+            return value + values[name]
+
+        if run.per_sample:
+            losses, output = run.evaluate(few, watch, "update")
+        else:
+            with objective.mode(few, self.stream, "update"):
+                output = objective.output(few)
+                losses = objective.losses(output, few)
+            values = {name: p for name, p in objective.model.named_parameters() if name in names}
+        with objective.mode(few, self.stream, "coupled"), objective.preserved():
+            stated = objective.loss.stated(output, self.few.target)
         parameters = {id(p): p for p in objective.model.parameters() if p.requires_grad}
-        parameters |= {id(p): p for p in leaves(losses)}
+        offsets = {id(value) for value in values.values()} if run.per_sample else set()
+        parameters |= {id(p): p for p in leaves(losses) if id(p) not in offsets}
+        ends = {id(end): end for end in [*values.values(), *parameters.values()]}
         with without_hooks(list(parameters.values())):
-            gradients = torch.autograd.grad(
-                losses.sum() * objective.scale(few), list(parameters.values()), allow_unused=True
-            )
-        pairs = zip(parameters.values(), gradients, strict=True)
-        return losses.detach(), stated, {p: g for p, g in pairs if g is not None}
+            found = torch.autograd.grad(losses.sum(), list(ends.values()), allow_unused=True)
+        gradients = {end: g for end, g in zip(ends, found, strict=True) if g is not None}
+        scale = 1.0 if run.per_sample else run.scale
+        return _Reference(
+            losses.detach(),
+            stated,
+            {
+                name: scale * gradients.get(id(value), torch.zeros_like(value)).to_dense()
+                for name, value in values.items()
+            },
+            {p: run.scale * gradients[key] for key, p in parameters.items() if key in gradients},
+        )
 
     def _check_parts(self) -> None:
         """Raise where something of the sweep is left in the model."""
@@ -274,7 +316,8 @@ class _Comparison:
                 "is a defect of multitangent."
             )
 
-    def _check_losses(self, found: Tensor, losses: Tensor, stated: Tensor | None) -> None:
+    def _check_losses(self, found: Tensor, true: _Reference) -> None:
+        losses, stated = true.losses, true.stated
         if not losses.isfinite().all():
             return  # the step says so
         slack = tolerance(losses) * losses.abs().max()
@@ -332,10 +375,9 @@ _HINT = (
 )
 
 
-def _check_parameters(
-    objective: Objective, found: Mapping[Any, Tensor], truth: Mapping[Any, Tensor], losses: Tensor
-) -> None:
+def _check_parameters(objective: Objective, found: Mapping[Any, Tensor], true: _Reference) -> None:
     names = {id(p): name for name, p in objective.model.named_parameters()}
+    truth, losses = true.of_parameters, true.losses
     total = sum(float(g.norm()) ** 2 for g in truth.values()) ** 0.5
     slack = tolerance(losses)
     wrong = []
