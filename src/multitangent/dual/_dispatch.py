@@ -249,6 +249,7 @@ def _in_place(
     if type(target) is not DualTensor:
         source = next(find_duals((args, kwargs)))
         adopt(target, target.dtype if source.carried_type is None else source.carried_type)
+    target.check_writable()
     target.primal.copy_(primals(result))
     with torch.no_grad():
         if type(result) is DualTensor:

@@ -115,14 +115,18 @@ class DualTensor(Tensor):
         self._writes[0] += 1
         self._set(tangents)
 
+    def check_writable(self) -> None:
+        """Raise if several numbers of a view lie in one place."""
+        if self._parent is not None and _overlaps(self._primal):
+            raise NotImplementedError(
+                "A write in place should reach every number of a view in a place of its own. "
+                "Found a view whose numbers share memory, such as `expand` and `unfold` make. Try "
+                "`.clone()` before the write."
+            )
+
     def _set(self, tangents: Tensor) -> None:
         if self._parent is not None:
-            if _overlaps(self._primal):
-                raise NotImplementedError(
-                    "A write in place should reach every number of a view in a place of its own. "
-                    "Found a view whose numbers share memory, such as `unfold` makes. Try "
-                    "`.clone()` before the write."
-                )
+            self.check_writable()
             grown = pad_rows(expanded(self._parent), tangents.shape[0]).clone(
                 memory_format=torch.contiguous_format
             )

@@ -82,7 +82,7 @@ def run_few(
     try:
         with torch.no_grad(), kept_parameters(objective.model) as written, notes:
             run.evaluate(few, notes.inject, "coupled")
-        has_state = bool(Change(before))
+        has_state = before.is_touched() or bool(Change(before))
     except Exception:  # a model for batches of one size only; or the step will say what is wrong
         return Trial(batch.size)
     finally:

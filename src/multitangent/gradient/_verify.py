@@ -29,7 +29,8 @@ from multitangent.tangents import Normal, Request, Stream, Tangents, TangentSour
 
 # In no order that sorting, reversing or shifting the samples leaves as it is. Statistics of very
 # few samples magnify rounding.
-_SAMPLES = (0, 1, 0, 0)
+_TWO_SAMPLES = (0, 1, 0, 0)
+_SAMPLES = (0, 1, 2, 0)
 _SAMPLES_OF_STATISTICS = (0, 1, 2, 3, 0)
 _NEARLY_ZERO = 1e-3  # of the loss: derivatives that are smaller may be nothing but rounding
 
@@ -103,10 +104,12 @@ def _verify(
     trial: Trial,
 ) -> Trial:
     error: BaseException | None = None
-    few = _SAMPLES_OF_STATISTICS if trial.normalizes and batch.size > 3 else _SAMPLES
+    few: tuple[int, ...] = _SAMPLES if batch.size > 2 else _TWO_SAMPLES
+    if trial.normalizes and batch.size > 3:
+        few = _SAMPLES_OF_STATISTICS
     for samples in (few if batch.size > 1 else (0,), range(batch.size)):
         full_precision = torch.autocast(batch.device.type, enabled=False)
-        with objective.preserved(), full_precision:
+        with objective.preserved(), kept_parameters(objective.model), full_precision:
             try:
                 part = batch.pick(samples)
                 part = objective.batch(part.inputs, part.target)

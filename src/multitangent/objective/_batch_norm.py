@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from multitangent.dual import DualTensor, constant_statistics, function_name
+from multitangent.dual import DualTensor, constant_statistics, function_name, primal
 from multitangent.objective._record import BatchRecord
 
 Statistics = Literal["update", "frozen", "coupled"]
@@ -56,12 +56,13 @@ class Normalization:
             mean, var = self._record.statistics[self._calls]
             self._calls += 1
             return func(input, mean, var, weight, bias, False, momentum, eps)
-        if self._record is not None and type(input) is DualTensor:
+        has_duals = any(type(value) is DualTensor for value in (input, weight, bias))
+        if self._record is not None and has_duals:
             axes = [axis for axis in range(input.ndim) if axis != 1]
-            var, mean = torch.var_mean(input.primal.detach(), axes, correction=0)
+            var, mean = torch.var_mean(primal(input).detach(), axes, correction=0)
             self._record.statistics.append((mean, var))
         is_single = input.numel() == input.shape[1]  # of which PyTorch complains
-        if self._record is None or type(input) is DualTensor or is_single:
+        if self._record is None or has_duals or is_single:
             with constant_statistics():
                 return func(input, running_mean, running_var, *rest)
         out, mean, spread = torch.native_batch_norm(  # which tells its statistics

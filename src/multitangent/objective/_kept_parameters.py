@@ -7,15 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from multitangent.dual import primal
 
 
 @contextmanager
 def kept_parameters(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     """Put back the parameters that a model writes into while it runs, such as at its first batch.
 
-    Yields a list that holds those parameters at the end.
+    Yields a list that holds those parameters at the end. Embeddings that are normalised where they
+    are looked up are put back too, but do not count: a second time changes nothing.
     """
     guard = _ParameterGuard()
     written: list[nn.Parameter] = []
@@ -29,6 +33,8 @@ def kept_parameters(model: nn.Module) -> Iterator[list[nn.Parameter]]:
                 parameter.data = value[2]
                 with torch.no_grad():
                     parameter.copy_(value[1])
+        for weight, before in guard.looked_up.values():
+            weight.copy_(before)
 
 
 class _ParameterGuard(TorchFunctionMode):
@@ -37,6 +43,7 @@ class _ParameterGuard(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.copies: dict[int, tuple[nn.Parameter, tuple[int, Tensor, Tensor]]] = {}
+        self.looked_up: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(
         self,
@@ -49,8 +56,25 @@ class _ParameterGuard(TorchFunctionMode):
             data = parameter.detach()
             entry = parameter, (data.data_ptr(), data.clone(), data)
             self.copies.setdefault(id(parameter), entry)
+        if func in _EMBEDDINGS:
+            self._look_up(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
+    def _look_up(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        _: Any = None,
+        max_norm: Any = None,
+        *rest: Any,
+        **kwargs: Any,
+    ) -> None:
+        if max_norm is not None:
+            data = primal(weight).detach()
+            self.looked_up.setdefault(data.data_ptr(), (data, data.clone()))
+
+
+_EMBEDDINGS = frozenset({F.embedding, F.embedding_bag})
 
 _DATA = (Tensor.data.__get__, Tensor.data.__set__)  # type: ignore[attr-defined]
 

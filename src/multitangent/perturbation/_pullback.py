@@ -117,13 +117,18 @@ def _pulled_back(
 ) -> dict[nn.Parameter, Tensor]:
     names = [n for n, output in outputs.items() if output.requires_grad and n in gradients]
     with without_hooks(parameters):
-        derivatives = torch.autograd.grad(
-            [outputs[name] for name in names],
-            parameters,
-            [gradients[name] * scale for name in names],
-            allow_unused=True,
-            retain_graph=keep,
-        )
+        try:
+            derivatives = torch.autograd.grad(
+                [outputs[name] for name in names],
+                parameters,
+                [gradients[name] * scale for name in names],
+                allow_unused=True,
+                retain_graph=keep,
+            )
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+            raise RuntimeError(_WRITTEN) from error
     result = {}
     memory = set()  # autograd may hand out one tensor for several parameters, or an expanded one
     for parameter, gradient in zip(parameters, derivatives, strict=True):
@@ -137,6 +142,14 @@ def _pulled_back(
         memory.add(gradient.data_ptr())
         result[parameter] = gradient
     return result
+
+
+_WRITTEN = (
+    "A model should not write in place into what the gradients of its layers need, also where it "
+    "runs more than once for a step. Found a tensor that was changed after its use, such as a "
+    "counter with `+=`. Try `x = x + 1` in place of `x += 1`, or `micro_batch` as large as the "
+    "batch."
+)
 
 
 @contextmanager

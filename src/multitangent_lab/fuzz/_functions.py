@@ -47,7 +47,7 @@ torch.{abs acos acosh aminmax amax amin argmax asin asinh atan atanh atleast_1d 
 torch.special.{entr erfcx expit i0e i1 i1e log_ndtr ndtr}(x)
 F.{celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish normalize
   relu6 rrelu selu silu softplus softshrink softsign tanhshrink}(x)
-torch.{add atan2 block_diag bmm broadcast_tensors cartesian_prod cdist copysign cross
+torch.{add atan2 block_diag bmm broadcast_tensors cartesian_prod cdist copysign
   dist div dot eq float_power floor_divide fmax fmin fmod ge heaviside hypot isclose
   logaddexp logaddexp2 matmul maximum meshgrid minimum mm mul mv outer pow remainder rsub sub
   xlogy}(x, y)
@@ -84,6 +84,7 @@ torch.div(x, y, rounding_mode=r.choice(["floor", "trunc", None]))
 torch.add(x, y, alpha=3)
 torch.mul(input=x, other=y)
 torch.lerp(x, 2 * x, y)
+torch.cross(x, like(x, y) + x.exp())
 torch.addcmul(x, x, y, value=0.5)
 torch.addcdiv(x, y, y.abs() + 1)
 x.addcmul_(y, y)
@@ -114,7 +115,7 @@ x.expand(2, *x.shape)
 x.unsqueeze(-1).expand(*x.shape, 3)
 x.unflatten(-1, (1, -1))
 x.{narrow(r.axis(x),0,1) select(r.axis(x),0) diagonal(0,0,-1) unfold(-1,2,1) mT mH}
-x.contiguous().as_strided((2, 2), (1, 1))
+x.clone().contiguous().as_strided((2, 2), (1, 1))
 x[r.choice([slice(None, None, 2), slice(1, None), slice(0, 1)])]
 x[..., r.choice([None, slice(1, None), slice(None, 1), 0, -1])]
 x.roll(1, r.axis(x))

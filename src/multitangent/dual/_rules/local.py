@@ -88,11 +88,32 @@ for _function in _named("""
     acos acosh addcdiv addcmul arccos arccosh arcsin arcsinh arctan arctan2 arctanh asin asinh
     atan atan2 atanh celu clamp_max clamp_min copysign cosh deg2rad digamma elu entr erf erfc
     erfinv exp2 expit float_power fmax fmin fmod frac hardshrink hardswish hardtanh
-    hypot ldexp lerp lgamma log10 log2 log_ndtr logaddexp logaddexp2 logit logsigmoid maximum
+    ldexp lerp lgamma log10 log2 log_ndtr logaddexp logaddexp2 logit logsigmoid maximum
     minimum nan_to_num ndtr rad2deg relu6 selu sinc sinh softshrink softsign tan
     tanhshrink threshold xlog1py xlogy
 """):
     register_rule(_function)(partial(elementwise, _function))
+
+
+def _undefined_somewhere(
+    func: Callable[..., Any], out: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """The same where a slope may be 0 / 0: a tangent of zero stays one, as for what is constant."""
+    duals = list(find_duals((args, kwargs)))
+    shape = _broadcast_shapes(out.shape, *[dual.primal.shape for dual in duals])
+    points = [dual.primal.expand(shape) for dual in duals]
+    terms = []
+    for dual, slope in zip(duals, slopes(func, args, kwargs, points), strict=True):
+        t = tangents(dual, len(shape))
+        assert t is not None
+        terms.append(torch.where(t == 0, 0, t * slope))
+    total = add(*terms)
+    return total if out.ndim else total.flatten(1).sum(1)
+
+
+for _function in _named("hypot kl_div"):
+    register_rule(_function)(partial(_undefined_somewhere, _function))
+register_full_precision(F.kl_div)
 
 
 def _loss(func: Callable[..., Any], out: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +132,7 @@ def _row_loss(func: Callable[..., Any], out: Tensor, *args: Any, **kwargs: Any) 
 
 for _function in _named("""
     binary_cross_entropy binary_cross_entropy_with_logits gaussian_nll_loss hinge_embedding_loss
-    huber_loss kl_div l1_loss margin_ranking_loss poisson_nll_loss smooth_l1_loss soft_margin_loss
+    huber_loss l1_loss margin_ranking_loss poisson_nll_loss smooth_l1_loss soft_margin_loss
 """):
     register_rule(_function)(partial(_loss, _function))
     register_full_precision(_function)

@@ -30,6 +30,8 @@ def _interpolate(out: Tensor, input: Any, *args: Any, **kwargs: Any) -> Tensor |
 
 @register_rule(torch.pixel_shuffle, torch.pixel_unshuffle)
 def _shuffle(out: Tensor, input: Any, factor: int) -> Tensor | None:
+    if input.tangents.shape[0] == 0:  # which PyTorch returns as they are
+        return out.new_zeros(0, *out.shape)
     function = (
         torch.pixel_shuffle if out.shape[-1] > input.primal.shape[-1] else torch.pixel_unshuffle
     )
