@@ -28,16 +28,6 @@ def batch(size=5):
     return torch.ones(size, 3), torch.zeros(size, dtype=torch.int64)
 
 
-class OwnParameter(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.layer(x * self.scale)
-
-
 class Behind(nn.Module):
     """Something happens behind the last site."""
 
@@ -118,7 +108,6 @@ ERRORS = {
         build(nn.Sequential(model(), nn.Linear(2, 2)), perturb=Activations(["0", "0.2", "1"])),
         ValueError, "inside one another.*'0' and '0.2'",
     ),
-    "outside": (build(OwnParameter()), ValueError, "outside of them: scale"),
     "outside weights": (build(model(), perturb=Weights(["0.weight"])), ValueError, "0.bias, 2.we"),
     "unknown parameter": (build(model(), perturb=Weights(["w"])), ValueError, "Found 'w'"),
     "integer parameter": (

@@ -311,11 +311,17 @@ def test_parametrized_weights_are_no_samples():
     assert factor.grad is not None
 
 
-def test_time_first_is_refused():
+def test_time_first_stays_in_the_graph_of_the_next_layer():
+    model = OfParts(
+        lambda p, x: p[1](torch.tanh(p[0](x[None].expand(8, -1, -1))).mean(0)),
+        *linears((3, 4), (4, 4)),
+    )  # T = B = 8
+    assert_right(model, data(8, 3), data(8, 4), perturb=Activations())
+
+
+def test_time_first_alone_is_refused():
     model = two(lambda p, x: p[1](torch.tanh(p[0](x[None].expand(8, -1, -1)))).mean(0))()
-    with pytest.raises(
-        ValueError, match=r"first axis is the batch, here 8. Found shape \[8, 8, 4\]"
-    ):
+    with pytest.raises(ValueError, match=r"outputs that depend on the samples. Found none"):
         ForwardGradient(model, SQUARE)(data(8, 3), data(8, 4))
 
 

@@ -415,3 +415,16 @@ def test_what_backpropagation_can_not_differentiate_goes_on_with_a_warning():
 
     with pytest.warns(UserWarning, match=r"`verify` could not compare.*RuntimeError: no backward"):
         ForwardGradient(linears((3, 4))[0], loss, perturb="weights")(data(6, 3), data(6, 4))
+
+
+def test_a_leaf_that_the_model_makes_itself_is_nobodys():
+    """Such as the positions of a T5 that checkpoints its blocks."""
+
+    def forward(parts, x):
+        scale = torch.ones(1, dtype=x.dtype)
+        scale.requires_grad = True
+        return parts[1](torch.tanh(parts[0](x)) * scale)
+
+    model = OfParts(forward, *linears((4, 4), (4, 4)))
+    ForwardGradient(model, nn.MSELoss())(data(4, 4), data(4, 4))
+    assert all(p.grad is not None for p in model.parameters())

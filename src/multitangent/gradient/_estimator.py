@@ -71,6 +71,7 @@ class GradientEstimator(ABC):
         self._objective = Objective(model, loss)
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
         self._last_batch: tuple[Batch, Stream] | None = None
+        self._sizes: dict[str, int] | None = None  # of what the last step perturbed
         self._bind()  # so that a model that does not fit is an error here, not later
 
     @abstractmethod
@@ -100,6 +101,8 @@ class GradientEstimator(ABC):
             _accumulate(parameter, gradient)
         self._last_step = result.combination, result.gram, fallbacks
         self._last_batch = batch, stream
+        if result.tangents is not None:
+            self._sizes = {n: block.dimension for n, block in result.tangents.blocks.items()}
         self.step += 1
         for parameter in gradients:
             for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
@@ -172,6 +175,7 @@ class GradientEstimator(ABC):
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
         self._bound_to = self._found_parameters()
+        self._sizes = None
         self._trials: dict[Any, Trial] = {}
         self._verified: set[Any] = set()
         self._compared: set[Any] = set()  # kinds whose parts gave the whole's losses
@@ -317,6 +321,26 @@ class GradientEstimator(ABC):
                 result = self._eager(*prepared)
             sites = self._bound.parameters_by_site()
             return assess(self._objective, sites, self.tangents, result, *prepared)
+
+    @property
+    def sites(self) -> dict[str, int | None]:
+        """What is perturbed: layers or parameters by name, with their sizes, which add up to n.
+
+        The size of a layer's output is that for one sample. It is ``None`` before the first step.
+
+        Examples:
+            >>> from multitangent import ForwardGradient
+            >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+            >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss())
+            >>> gradient.sites
+            {'0': None, '2': None}
+            >>> loss = gradient(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))
+            >>> gradient.sites
+            {'0': 3, '2': 2}
+        """
+        if self._sizes is not None:
+            return dict(self._sizes)
+        return dict.fromkeys(self._bound.parameters_by_site())
 
     @property
     def diagnostics(self) -> Diagnostics:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -190,13 +191,21 @@ class _Reference:
         stated: The loss that the loss module itself states, if it does.
         of_values: The gradients of the perturbed values by name: ``[B, *shape]`` of the samples'
             losses, or of the batch's loss.
-        of_parameters: The gradients of the batch's loss by the parameters.
+        of_model: The gradients of the batch's loss by the model's parameters.
+        of_others: Those by other leaves. A leaf that the model made by itself is gone with the run.
     """
 
     losses: Tensor
     stated: Tensor | None
     of_values: Mapping[str, Tensor]
-    of_parameters: Mapping[Any, Tensor]
+    of_model: Mapping[Any, Tensor]
+    of_others: Sequence[tuple[ref[Tensor], Tensor]]
+
+    @property
+    def of_parameters(self) -> Mapping[Any, Tensor]:
+        """The gradients by all that can be trained."""
+        alive = {leaf(): gradient for leaf, gradient in self.of_others}
+        return {**self.of_model, **{p: g for p, g in alive.items() if p is not None}}
 
 
 @dataclass
@@ -290,9 +299,9 @@ class _Comparison:
             stated = objective.loss.stated(output, self.few.target)
         parameters = {id(p): p for p in objective.model.parameters() if p.requires_grad}
         offsets = {id(value) for value in values.values()} if run.per_sample else set()
-        parameters |= {id(p): p for p in leaves(losses) if id(p) not in offsets}
-        ends = {id(end): end for end in [*values.values(), *parameters.values()]}
-        with without_hooks(list(parameters.values())):
+        others = [p for p in leaves(losses) if id(p) not in offsets | parameters.keys()]
+        ends = {id(end): end for end in [*values.values(), *parameters.values(), *others]}
+        with without_hooks([*parameters.values(), *others]):
             found = torch.autograd.grad(losses.sum(), list(ends.values()), allow_unused=True)
         gradients = {end: g for end, g in zip(ends, found, strict=True) if g is not None}
         scale = 1.0 if run.per_sample else run.scale
@@ -304,6 +313,7 @@ class _Comparison:
                 for name, value in values.items()
             },
             {p: run.scale * gradients[key] for key, p in parameters.items() if key in gradients},
+            [(ref(p), run.scale * gradients[id(p)]) for p in others if id(p) in gradients],
         )
 
     def _check_parts(self) -> None:

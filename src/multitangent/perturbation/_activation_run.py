@@ -83,7 +83,8 @@ class ActivationRun:
         self._exact_output = exact_output
         # Where layers run again for their local step, memory is short.
         self._record = BatchRecord(reuse=not recompute)
-        self._pullback = LocalPullback(sites, recompute=recompute)
+        trained = [p for p in objective.model.parameters() if p.requires_grad]
+        self._pullback = LocalPullback(trained, recompute=recompute)
         self._last: _Injection | None = None
         self._output_gradient: Tensor | None = None
         self._change: Change | None = None  # by the run of the whole batch
@@ -180,14 +181,16 @@ class ActivationRun:
     def is_perturbed(self, name: str, value: Tensor) -> bool:
         """Whether the first output of a site is perturbed, or stays in the next layer's graph.
 
-        One whose size does not depend on the number of samples, such as the embedding of
-        positions, is not a value of each sample, even if its first axis has the batch's size.
+        One that is not a value of each sample is not, such as an embedding of positions, windows of
+        images, or time before the samples. It may have the batch's size by chance.
         """
-        if self._pullback.recompute:
+        is_unknown = self.batch.size > 1 and not self.batch.shapes_of_few
+        if self._pullback.recompute or is_unknown:
             return True
-        if self.batch.size == 1:
-            return value.shape[:1] == (1,)
-        return value.shape != self.batch.shapes_of_few.get(name)
+        if value.ndim == 0 or value.shape[0] != self.batch.size:
+            return False
+        of_few = self.batch.shapes_of_few.get(name)  # of fewer samples, if there are several
+        return self.batch.size == 1 or of_few is None or of_few[:1] != value.shape[:1]
 
     def replaced(self, name: str, value: Tensor, inject: Inject) -> Tensor:
         """What takes the place of one output of a site, once its tangents were added."""

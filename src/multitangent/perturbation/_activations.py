@@ -21,14 +21,17 @@ class Activations:
 
     The directional derivatives are those of each sample's loss, ``[K, B]``. They give a gradient
     of each sample's activations, from which the gradients of a layer's own parameters follow
-    inside that layer (Section IV). The first axis of every site's output must be the batch: one of
-    another meaning, such as time, goes unnoticed where it has the same size.
+    inside that layer (Section IV). Parameters outside of all sites, such as a class token, get
+    theirs from the next layer that uses them, or from the loss. An output whose first axis is not
+    the batch is not perturbed: it belongs to the next layer.
 
     Args:
         sites: The names of the modules whose outputs are perturbed. By default, for an
             ``nn.Sequential`` each child with trainable parameters together with the parameter-free
-            ones after it, otherwise every leaf module with trainable parameters (and
-            ``nn.MultiheadAttention`` as a whole).
+            ones after it; for another model the blocks that it repeats in an ``nn.ModuleList`` or
+            ``nn.Sequential``, as transformers do; otherwise every leaf module with trainable
+            parameters (and ``nn.MultiheadAttention`` as a whole). What comes before the first block
+            belongs to it, and what comes after the last one to the loss.
         share: ``"batch"`` gives all samples the same tangents, as the paper does and at the least
             cost, ``"sample"`` each its own.
         output: ``"perturbed"`` perturbs the model's output as any other site, ``"exact"`` takes
@@ -36,8 +39,8 @@ class Activations:
         recompute: Run a layer again for its local step, instead of keeping its local graph.
 
     Raises:
-        ValueError: If an option is unknown; when bound to a model, if a site is unknown, sites lie
-            inside one another or a trainable parameter lies outside all of them.
+        ValueError: If an option is unknown; when bound to a model, if a site is unknown or sites
+            lie inside one another.
 
     Examples:
         >>> Activations(share="sample")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,9 +41,8 @@ class LocalPullback:
     graphs of layers are not kept; the layers run again.
     """
 
-    def __init__(self, sites: Sequence[Site], *, recompute: bool) -> None:
-        owned = {id(p): p for site in sites for p in site.parameters()}
-        self._parameters = list(owned.values())
+    def __init__(self, parameters: list[nn.Parameter], *, recompute: bool) -> None:
+        self._parameters = parameters
         self.recompute = recompute
         self._visits: list[_Visit] = []
         self._losses: Tensor | None = None

@@ -30,12 +30,13 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
     """The sites of a model: the named ones, or the default.
 
     By default, for an ``nn.Sequential`` each child with trainable parameters together with the
-    parameter-free ones after it, otherwise every module with trainable parameters of its own and
-    none in others inside it, and whole those of PyTorch's own modules that have both (attention).
+    parameter-free ones after it. For another model the blocks that it repeats, such as those of a
+    transformer. Otherwise every module with trainable parameters of its own and none in others
+    inside it, and whole those of PyTorch's own modules that have both (attention).
 
     Raises:
-        ValueError: If a name is unknown, a site lies inside another, there is none, or a trainable
-            parameter lies outside all of them.
+        ValueError: If a name is unknown, a site lies inside another, or there is none.
+        TypeError: If a trainable parameter is complex.
     """
     if isinstance(names, str):
         raise ValueError(
@@ -46,13 +47,67 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
     elif isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
         sites = _groups(model)
     else:
-        sites = _layers(model)
+        sites = _blocks(model) or _layers(model)
     _check(model, sites)
     return sites
 
 
 def _is_trainable(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _blocks(model: nn.Module) -> list[Site]:
+    """The blocks that a model repeats; none if it has no list of them, or if it convolves."""
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
+        if _repeats(module) and not inside:
+            lists += _innermost(name, module)
+    modules = dict(model.named_modules())
+    return [
+        Site(f"{name}.{number}", (block,))
+        for name in lists
+        for number, block in modules[name].named_children()
+        if _is_trainable(block)
+    ]
+
+
+def _innermost(name: str, blocks: nn.Module) -> list[str]:
+    """A list of blocks, or those that its members consist of, as stages do of blocks."""
+    inner = [
+        f"{name}.{number}.{child}"
+        for number, block in blocks.named_children()
+        for child, module in block.named_children()
+        if _repeats(module, kinds=1)
+    ]
+    return inner or [name]
+
+
+def _repeats(module: nn.Module, kinds: int | None = None) -> bool:
+    """Whether a module is a list of blocks of few kinds, each of several layers.
+
+    Args:
+        module: The module.
+        kinds: How many kinds there may be, by default half as many as blocks.
+    """
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return False
+    blocks = [block for block in module.children() if _is_trainable(block)]
+    most = len(blocks) // 2 if kinds is None else kinds
+    return (
+        len(blocks) > 1 and len({type(b) for b in blocks}) <= most and all(map(_is_block, blocks))
+    )
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module has several trainable layers, and is none of a network of convolutions."""
+    parts = [
+        part for part in module.modules() if next(part.parameters(recurse=False), None) is not None
+    ]
+    return len(parts) > 1 and not any(isinstance(part, _OF_IMAGES) for part in parts)
+
+
+_OF_IMAGES = (nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm)
 
 
 def _layers(model: nn.Module) -> list[Site]:
@@ -108,15 +163,6 @@ def _check(model: nn.Module, sites: Sequence[Site]) -> None:
                 f"here. Found {name} of {parameter.dtype}. Try real and imaginary part as "
                 "parameters of their own."
             )
-    covered = {id(parameter) for site in sites for parameter in site.parameters()}
-    outside = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in covered]
-    if outside:
-        raise ValueError(
-            "`sites` should contain every trainable parameter. Found outside of them: "
-            f"{', '.join(outside)}. Try `Activations(sites=[...])` with a module around "
-            "each that uses it, `perturb='weights'`, or to freeze them with "
-            "`requires_grad_(False)`."
-        )
     if not sites:
         raise ValueError(
             "`model` should have trainable parameters. Found none: nothing would be trained. Try "
