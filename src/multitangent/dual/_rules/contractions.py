@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import add, full, full_tangents, primal, tangents
+from multitangent.dual._algebra import add, full, full_tangents, primal, tangents, through_matrix
 from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._factors import Factors
 from multitangent.dual._kernels import linear
 from multitangent.dual._registry import register_rule
 
@@ -25,12 +26,23 @@ def _linear(out: Tensor, x: Any, weight: Any, bias: Any = None) -> Tensor:
 
 
 def _of_weight(x: Tensor, weight: Any) -> Tensor | None:
-    t = full_tangents(weight)  # [K, out, in]
-    if t is None:
+    if type(weight) is not DualTensor:
         return None
-    # One product for all K: [rows, in] x [in, K out].
+    return through_matrix(weight, lambda t: _by_rows(x, t), lambda factors: _by_factors(x, factors))
+
+
+def _by_rows(x: Tensor, t: Tensor) -> Tensor:
+    """``x W'^T`` for all K tangents ``[K, out, in]``: one product [rows, in] x [in, K out]."""
     product = linear(x.to(t.dtype), t.flatten(0, 1))
     return product.reshape(*x.shape[:-1], *t.shape[:2]).movedim(-2, 0)
+
+
+def _by_factors(x: Tensor, factors: Factors) -> Tensor:
+    """The same for tangents that are products: [rows, in] x [in, K rank], then K small ones."""
+    (count, rank, _), lead = factors.right.shape, x.shape[:-1]
+    inner = linear(x.to(factors.dtype), factors.right.flatten(0, 1))
+    inner = inner.reshape(lead.numel(), count, rank).transpose(0, 1)
+    return torch.bmm(inner, factors.left.mT).reshape(count, *lead, factors.left.shape[1])
 
 
 @register_rule(
@@ -64,6 +76,10 @@ def _right(x: Tensor, y: Any) -> Tensor | None:
         return None
     if x.layout is not torch.strided:
         return _sparse_product(x, full(y))
+    if y.primal.ndim == 2 and (factored := y.factored) is not None:
+        return factored.through(
+            lambda t: _by_rows(x, t.mT), lambda factors: _by_factors(x, factors.transposed())
+        )
     t = full(y, -1 if y.primal.ndim == 1 else -2)
     if y.primal.ndim == 1:
         t = t.unsqueeze(-1)
