@@ -115,14 +115,14 @@ def _inner(a: Part, b: Part) -> Tensor:
     if isinstance(b, Tensor):
         through = b.flatten(2) @ right.mT  # [l, m, k rank]
         return torch.einsum("lmkr,kmr->kl", through.view(len(b), m, k, rank), a.left)
-    lefts = torch.einsum("kmr,lms->krls", a.left, b.left)
-    rights = (right @ b.right.flatten(2).flatten(0, 1).mT).view(lefts.shape)
-    return (lefts * rights).sum((1, 3))
+    (length, _, other_rank), other = b.left.shape, b.right.flatten(2).flatten(0, 1)
+    lefts = a.left.mT.flatten(0, 1) @ b.left.mT.flatten(0, 1).mT
+    return (lefts * (right @ other.mT)).view(k, rank, length, other_rank).sum((1, 3))
 
 
 def _combined(part: Part, weights: Tensor) -> Tensor:
     """The sums over k of tangents ``[k, m, *rest]`` times weights ``[k, L]``: ``[L, m n]``."""
     if isinstance(part, Tensor):
         return weights.mT @ part.flatten(1)
-    left = torch.einsum("kl,kmr->lmkr", weights, part.left).flatten(2)
+    left = (weights.mT[:, :, None, None] * part.left).transpose(1, 2).flatten(2)  # [L, m, K rank]
     return (left @ part.right.flatten(2).flatten(0, 1)).flatten(1)
