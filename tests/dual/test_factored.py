@@ -29,16 +29,24 @@ def image(*shape):
     return DualTensor(random(*shape, seed=6), random(5, *shape, seed=7))
 
 
+def shift(rows, *shape):
+    return DualTensor(random(*shape, seed=9), random(rows, *shape, seed=10))
+
+
 # By name: the shape of the weights, and a function of them that takes factors.
 LINEAR = {
     "linear": ((4, 5), lambda w: F.linear(random(2, 3, 5), w)),
     "linear, one sample": ((4, 5), lambda w: F.linear(random(5), w)),
     "linear, no sample": ((4, 5), lambda w: F.linear(random(0, 5), w)),
     "linear of duals": ((4, 5), lambda w: F.linear(image(3, 5), w, random(4))),
+    "linear, trained bias": ((4, 5), lambda w: F.linear(random(2, 3, 5), w, shift(2, 4))),
+    "linear of duals, trained bias": ((4, 5), lambda w: F.linear(image(3, 5), w, shift(3, 4))),
     "matmul": ((4, 5), lambda w: random(2, 3, 4) @ w),
     "vector": ((4, 5), lambda w: random(4) @ w),
     "mm": ((4, 5), lambda w: torch.mm(image(3, 4), w)),
     "addmm": ((4, 5), lambda w: torch.addmm(random(5), image(3, 4), w, alpha=2)),
+    "addmm, trained bias": ((4, 5), lambda w: torch.addmm(shift(2, 5), image(3, 4), w)),
+    "addmm of rows": ((4, 5), lambda w: torch.addmm(shift(2, 3, 5), random(3, 4), w)),
     "transposed": ((4, 5), lambda w: random(3, 5) @ w.t()),
     "T": ((4, 5), lambda w: random(3, 5) @ w.T),
     "mT": ((4, 5), lambda w: random(3, 5) @ w.mT),
