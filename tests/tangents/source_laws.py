@@ -7,6 +7,7 @@ import torch
 from multitangent import Normal, Rademacher
 from multitangent.tangents import (
     Cone,
+    LowRank,
     Normalized,
     Orthogonal,
     Sphere,
@@ -15,11 +16,12 @@ from multitangent.tangents import (
     Tangents,
 )
 
-RANDOM = [Normal, Rademacher, Sphere, Orthogonal]
+RANDOM = [Normal, Rademacher, Sphere, Orthogonal, LowRank]
 
 
 TABLE = [
     Normal(4), Rademacher(4), Sphere(4), Orthogonal(4), StandardBasis(4), Cone(4, 60.0),
+    LowRank(4), LowRank(4, rank=2), Normalized(LowRank(3)), LowRank(2) + Normal(2) + LowRank(1),
     Normalized(Normal(4)), Normalized(Cone(3, 20.0)), Normal(2) + Rademacher(3) + Sphere(1),
 ]  # fmt: skip
 

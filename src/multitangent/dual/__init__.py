@@ -4,9 +4,10 @@ from multitangent.dual import _rules as _rules  # registers the rules
 from multitangent.dual._adopted import ordinary_afterwards
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
 from multitangent.dual._arguments import find_duals, map_duals
-from multitangent.dual._deferred import Deferred, Drawn
+from multitangent.dual._deferred import Deferred, Drawn, Factored
 from multitangent.dual._dispatch import result_of
 from multitangent.dual._dual_tensor import DualTensor, as_parameter, pad_rows, without_base
+from multitangent.dual._factors import Factors, Part
 from multitangent.dual._foreign_functions import foreign_functions
 from multitangent.dual._grad_mode import ObeyedGradMode, constant
 from multitangent.dual._graph import GRAPH_QUERIES
@@ -32,8 +33,11 @@ __all__ = [
     "Deferred",
     "Drawn",
     "DualTensor",
+    "Factored",
+    "Factors",
     "FallbackWarning",
     "ObeyedGradMode",
+    "Part",
     "add",
     "add_to",
     "as_parameter",

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from multitangent.dual._dual_tensor import DualTensor, expanded, pad_rows
+from multitangent.dual._factors import Factors
 from multitangent.dual._product import Product
 
 
@@ -46,6 +47,20 @@ def full(x: DualTensor, *axes: int) -> Tensor:
         axis %= len(shape)
         sizes[axis + 1] = shape[axis]
     return t.expand(sizes)
+
+
+def through_matrix(
+    x: DualTensor, of_rows: Callable[[Tensor], Tensor], of_factors: Callable[[Factors], Tensor]
+) -> Tensor:
+    """The tangents of a function that is linear in a matrix, or in a stack of filters.
+
+    Args:
+        x: The matrix ``[m, *rest]``.
+        of_rows: From tangents ``[k, m, *rest]`` to those of the result.
+        of_factors: The same from tangents that are products of factors.
+    """
+    factored = x.factored
+    return of_rows(expanded(x)) if factored is None else factored.through(of_rows, of_factors)
 
 
 def add(*terms: Tensor | None) -> Tensor:

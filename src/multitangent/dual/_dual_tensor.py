@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from multitangent.dual._deferred import Deferred
+from multitangent.dual._deferred import Deferred, Factored
 from multitangent.dual._product import Product
 from multitangent.dual._registry import COMPOSITES, DISPATCH
 from multitangent.dual._sweep import CURRENT, check_sweep
@@ -94,6 +94,17 @@ class DualTensor(Tensor):
         if type(stored) is not Product or self._sweep is not CURRENT.sweep:
             return Product(self.tangents)
         return stored
+
+    @property
+    def factored(self) -> Factored | None:
+        """The factors of the tangents, where they are products of some."""
+        stored = self._tangents
+        if isinstance(stored, Tensor):
+            return None
+        is_written = self._parent is not None and self._seen != self._writes[0]
+        if self._sweep is not CURRENT.sweep or is_written:
+            return None  # `tangents` raises, or takes the view again
+        return stored.factored()
 
     @property
     def is_pending(self) -> bool:

@@ -16,7 +16,7 @@ from multitangent.engine._engine import Derivatives
 from multitangent.engine._split import SplitError, agree
 from multitangent.objective import Evaluation, constant_loss, output_tensor
 from multitangent.perturbation import Inject, Run
-from multitangent.tangents import Needs, Tangents
+from multitangent.tangents import FactoredBlock, Needs, Tangents
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ def _add_tangents(tangents: Tangents, value: Tensor, name: str, samples: slice) 
     block = tangents.blocks.get(name)
     if block is None:  # none at the output, if that is exact
         return value
+    if isinstance(block, FactoredBlock):
+        return DualTensor.deferred(value, block.deferred())
     if block.request.batch is None and not block.is_stored:
         draw = Drawn(lambda: _aligned(block.rows(), value.ndim), block.dtype)
         return DualTensor.deferred(value, draw)

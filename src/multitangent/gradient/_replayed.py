@@ -22,6 +22,11 @@ class RecordingSource(TangentSource):
         self.requests.append(replace(request, value=None, target=None))
         return self.source.draw(request)
 
+    def has_factors(self, request: Request) -> bool:
+        if self.source.has_factors(request):
+            raise NotImplementedError(f"tangents in factors, at {request.name!r}")
+        return False
+
 
 class ReplayedSource(TangentSource):
     """A source of tangents that are drawn already."""

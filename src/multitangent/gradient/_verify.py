@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from multitangent._structures import map_tensors
+from multitangent.dual import Factored
 from multitangent.engine import (
     Backpropagation,
     Derivatives,
@@ -26,7 +27,7 @@ from multitangent.engine import (
 from multitangent.gradient._step import Problem
 from multitangent.objective import Batch, Objective, SavedState, kept_parameters
 from multitangent.perturbation import BoundPerturbation, Run, leaves, without_hooks
-from multitangent.tangents import Normal, Request, Stream, Tangents, TangentSource
+from multitangent.tangents import LowRank, Normal, Request, Stream, Tangents, TangentSource
 
 # In no order that sorting, reversing or shifting the samples leaves as it is. Statistics of very
 # few samples magnify rounding.
@@ -170,16 +171,26 @@ def _verified(
 
 
 class _AtSites(TangentSource):
-    """One random tangent, that of one site alone or of all."""
+    """One random tangent, that of one site alone or of all; in factors where a source has some."""
 
     num_tangents = 1
 
-    def __init__(self, site: str | None = None) -> None:
+    def __init__(self, source: TangentSource, site: str | None = None) -> None:
+        self.source = source
         self.site = site
 
     def draw(self, request: Request) -> Tensor:
         rows = Normal(1).draw(request)
-        return rows if self.site in (None, request.name) else torch.zeros_like(rows)
+        return rows if self._is_pushed(request) else torch.zeros_like(rows)
+
+    def has_factors(self, request: Request) -> bool:
+        return self._is_pushed(request) and self.source.has_factors(request)
+
+    def draw_factors(self, request: Request) -> Factored:
+        return LowRank(1).draw_factors(request)
+
+    def _is_pushed(self, request: Request) -> bool:
+        return self.site in (None, request.name)
 
 
 @dataclass(frozen=True)
@@ -263,7 +274,9 @@ class _Comparison:
 
     def _start(self, site: str | None = None) -> tuple[Run, Tangents]:
         problem = self.problem
-        tangents = Tangents(_AtSites(site), self.stream, store=problem.store_tangents)
+        tangents = Tangents(
+            _AtSites(problem.source, site), self.stream, store=problem.store_tangents
+        )
         return problem.perturbation(self.few.copied(), self.stream, tangents), tangents
 
     def _forward(self, site: str | None = None) -> tuple[Run, Tangents, Derivatives]:

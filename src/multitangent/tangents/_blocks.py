@@ -2,177 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from multitangent.tangents._block import Block
+from multitangent.tangents._factored_block import FactoredBlock
 from multitangent.tangents._observation import Needs
 from multitangent.tangents._request import Request
+from multitangent.tangents._rows_block import DenseBlock, RedrawnBlock, RowsBlock, gram_of
 from multitangent.tangents._source import TangentSource
 from multitangent.tangents._stream import Stream
-
-_SMALL = 2**16  # numbers of a block that is not worth a product of its own
-_SAMPLES = 16  # drawn at a time where tangents per sample are not stored
-
-
-class Block(ABC):
-    """The tangents of one site, and what is computed with them.
-
-    Args:
-        source: Where they come from.
-        request: What is drawn.
-        dtype: The type in which tangents are carried, by default that of the perturbed value.
-
-    Attributes:
-        is_stored: Whether the tangents are kept from the first use on.
-    """
-
-    is_stored: bool
-
-    def __init__(
-        self, source: TangentSource, request: Request, dtype: torch.dtype | None = None
-    ) -> None:
-        self.request = request
-        self.num_tangents = source.num_tangents
-        self.dtype = request.dtype if dtype is None else dtype
-        self._source = source
-
-    @property
-    def dimension(self) -> int:
-        """The number of perturbed scalars, per sample for activations."""
-        return prod(self.request.shape)
-
-    def with_output(self, output: Tensor, output_gradient: Tensor) -> None:
-        """Add the model's output to what the source knows, before the first use."""
-        self.request = replace(self.request, output=output, output_gradient=output_gradient)
-
-    @abstractmethod
-    def rows(self, samples: slice | None = None) -> Tensor:
-        """The tangents of all or some samples, ``[at most K, 1 or b, *shape]``.
-
-        Rows that are missing at the end are zero.
-
-        Raises:
-            ValueError: If the source returns another shape or type.
-        """
-
-    @abstractmethod
-    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        """The tangents and whose they are, as many samples at a time as are held at once."""
-
-    @property
-    def is_small(self) -> bool:
-        """Whether the block is one of few numbers, better multiplied together with others."""
-        return self._most_samples == 1 and self.num_tangents * self.dimension <= _SMALL
-
-    def flat_rows(self) -> Tensor:
-        """All tangents as ``[1 or b, K, n]``."""
-        return self._padded(self.rows())
-
-    def gram(self) -> Tensor:
-        """``V V^T`` of this block in float64, ``[1 or b, K, K]``."""
-        return torch.cat([gram_of(self._padded(rows)) for _, rows in self.pieces()])
-
-    def apply(self, gradient: Tensor) -> Tensor:
-        """``V g``, the directional derivatives ``[K, b]`` for gradients ``[b, *shape]``."""
-        rows, flat = self.flat_rows().to(gradient.dtype), gradient.reshape(len(gradient), -1)
-        return rows[0] @ flat.mT if len(rows) == 1 else torch.einsum("bkn,bn->kb", rows, flat)
-
-    def combine(self, coefficients: Tensor) -> Tensor:
-        """``V^T c`` for coefficients ``[K, *losses]``, the gradients ``[*losses, *shape]``.
-
-        Where each sample has tangents of its own, the samples are the last axis of the losses.
-        """
-        combined = []
-        for samples, tangents in self.pieces():
-            rows = _flat(tangents).to(self.request.dtype)
-            weights = coefficients[: len(rows), ..., samples].to(rows.dtype)
-            if rows.shape[1] == 1:
-                flat = weights.flatten(1).mT @ rows[:, 0]
-                combined.append(flat.view(*weights.shape[1:], -1))
-            else:
-                combined.append(torch.einsum("k...b,kbn->...bn", weights, rows))
-        joined = combined[0] if len(combined) == 1 else torch.cat(combined, -2)
-        return joined.reshape(*coefficients.shape[1:], *self.request.shape)
-
-    @property
-    def _most_samples(self) -> int:
-        """How many samples have tangents of their own, at most."""
-        # Guesses are a sample's own, even where random tangents are shared.
-        shared = self.request.samples is None and not any(self._source.guesses)
-        return 1 if shared else self.request.batch or 1
-
-    def _padded(self, tangents: Tensor) -> Tensor:
-        """Tangents ``[at most K, 1 or b, *shape]`` as ``[1 or b, K, n]``."""
-        rows = _flat(tangents).transpose(0, 1)
-        missing = self.num_tangents - len(tangents)
-        return F.pad(rows, (0, 0, 0, missing)) if missing else rows
-
-    def _draw(self, request: Request) -> Tensor:
-        block: Any = self._source.draw(request)
-        of_samples = 1 if self._most_samples == 1 else request.batch
-        fewest = 1 if any(self._source.guesses) else self.num_tangents
-        fits = (
-            isinstance(block, Tensor)
-            and block.ndim == len(request.shape) + 2
-            and fewest <= len(block) <= self.num_tangents
-            and block.shape[1] in (1, of_samples)
-            and block.shape[2:] == request.shape
-            and block.dtype == request.dtype
-        )
-        if not fits:
-            kind = type(block).__name__
-            description = f"{list(block.shape)} of {block.dtype}" if kind == "Tensor" else kind
-            raise ValueError(
-                f"`draw` of {self._source!r} should return tangents of shape "
-                f"{[self.num_tangents, of_samples, *request.shape]} of {request.dtype}, or "
-                f"with 1 in place of the second axis. Found {description}."
-            )
-        return block.to(self.dtype)
-
-
-class DenseBlock(Block):
-    """Tangents that are drawn at the first use and kept."""
-
-    is_stored = True
-    _rows: Tensor | None = None
-
-    def rows(self, samples: slice | None = None) -> Tensor:
-        if self._rows is None:
-            self._rows = self._draw(self.request)
-        shared = samples is None or self._rows.shape[1] == 1
-        return self._rows if shared else self._rows[:, samples]
-
-    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        yield slice(None), self.rows()
-
-
-class RedrawnBlock(Block):
-    """Tangents that are drawn at every use."""
-
-    is_stored = False
-
-    def rows(self, samples: slice | None = None) -> Tensor:
-        return self._draw(self.request if samples is None else self.request.take(samples))
-
-    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
-        count = self.request.batch
-        if count is None or self.request.samples is None:
-            yield slice(None), self.rows()
-            return
-        for start in range(0, count, _SAMPLES):
-            samples = slice(start, min(start + _SAMPLES, count))
-            piece = self.rows(samples)
-            if start == 0 and piece.shape[1] < samples.stop:
-                yield slice(None), piece  # the source shares its tangents after all
-                return
-            yield samples, piece
 
 
 class Tangents:
@@ -212,7 +54,7 @@ class Tangents:
         self.blocks: dict[str, Block] = {}
         # Asked once: a source may need the output of its first step only.
         self.needs = source.needs(stream.step)
-        self._kind = DenseBlock if store else RedrawnBlock
+        self._store = store
         self.dtype = dtype
 
     @property
@@ -261,8 +103,14 @@ class Tangents:
             target=target,
             loss=loss,
         )
-        block = self.blocks[name] = self._kind(self.source, request, self.dtype)
+        block = self.blocks[name] = self._block(request)
         return block
+
+    def _block(self, request: Request) -> Block:
+        if self.source.has_factors(request):
+            return FactoredBlock(self.source, request, self.dtype, store=self._store)
+        kind = DenseBlock if self._store else RedrawnBlock
+        return kind(self.source, request, self.dtype)
 
     def with_output(self, output: Tensor, output_gradient: Tensor) -> None:
         """Add the model's output to what the source knows, before the first use of a block."""
@@ -273,7 +121,7 @@ class Tangents:
         """``V V^T`` in float64, the sum over the blocks: ``[K, K]``, or ``[b, K, K]``."""
         small, grams = [], []
         for block in self.blocks.values():
-            if block.is_small:
+            if isinstance(block, RowsBlock) and block.is_small:
                 small.append(block.flat_rows())
             else:
                 grams.append(block.gram())
@@ -296,14 +144,3 @@ class Tangents:
         if coefficients.ndim > 1:
             return combined
         return {name: gradient[0] for name, gradient in combined.items()}
-
-
-def _flat(tangents: Tensor) -> Tensor:
-    """Tangents ``[K, 1 or b, *shape]`` as ``[K, 1 or b, n]``."""
-    return tangents.reshape(*tangents.shape[:2], -1)
-
-
-def gram_of(rows: Tensor) -> Tensor:
-    """``V V^T`` in float64 for rows ``[1 or b, K, n]``."""
-    rows = rows.double()
-    return rows @ rows.mT

@@ -30,6 +30,7 @@ class IndependentRows:
         first: The number of tangents that other sources draw before these.
         dtype: The type of the numbers.
         device: Where they are wanted.
+        place: What tells them from other rows of the same site, if there are several kinds.
     """
 
     stream: Stream
@@ -39,6 +40,7 @@ class IndependentRows:
     first: int
     dtype: torch.dtype
     device: torch.device
+    place: tuple[int | str, ...] = ()
 
     def normal(self, count: int) -> Tensor:
         """Standard normal numbers.
@@ -65,7 +67,7 @@ class IndependentRows:
         if self.samples is None:
             return self._shared(count, fill).view(count, 1, *self.shape)
         draws = self._empty(len(self.samples), count, prod(self.shape))
-        first = self.stream.fold_in(self.site, "sample", self.first)
+        first = self.stream.fold_in(self.site, *self.place, "sample", self.first)
         for sample, rows in zip(self.samples, draws.unbind(), strict=True):
             fill(rows, self.stream.generator(self.device, first + sample))
         return draws.transpose(0, 1).reshape(count, len(self.samples), *self.shape)
@@ -77,7 +79,7 @@ class IndependentRows:
         first = self.first // together
         groups = range(first, -(-(self.first + count) // together))
         rows = self._empty(len(groups), together * size)
-        key = self.stream.fold_in(self.site)
+        key = self.stream.fold_in(self.site, *self.place)
         filled = rows.unbind() if len(groups) > 1 else (rows[0],)
         for group, row in zip(groups, filled, strict=True):
             fill(row, self.stream.generator(self.device, key + group))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from multitangent.dual import Factored
 from multitangent.tangents._random import Normal
 from multitangent.tangents._request import Request
 from multitangent.tangents._source import TangentSource, check_count
@@ -49,6 +50,12 @@ class Normalized(TangentSource):
 
     def draw(self, request: Request) -> Tensor:
         return self.inner.draw(request)
+
+    def has_factors(self, request: Request) -> bool:
+        return self.inner.has_factors(request)
+
+    def draw_factors(self, request: Request) -> Factored:
+        return self.inner.draw_factors(request)
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         mixed = self.inner.mixing(gram, dimension)

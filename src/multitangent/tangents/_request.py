@@ -89,6 +89,11 @@ class Request:
             return None
         return len(self.value)
 
+    @property
+    def is_weight(self) -> bool:
+        """Whether the perturbed value is known, and is not one of each sample."""
+        return self.value is not None and self.batch is None
+
     def take(self, samples: slice) -> Request:
         """The same for some of the samples."""
         if (count := self.batch) is None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multitangent.dual import Factored
 from multitangent.tangents._observation import Needs, Observation
 from multitangent.tangents._positions import mean_square, positions
 from multitangent.tangents._request import Request
@@ -65,6 +66,12 @@ class ScaledByRMS(TangentSource):
     def draw(self, request: Request) -> Tensor:
         return self.init().draw(request)  # before the first step all positions are alike
 
+    def has_factors(self, request: Request) -> bool:
+        return self.inner.has_factors(request)
+
+    def draw_factors(self, request: Request) -> Factored:
+        return self.inner.draw_factors(request)
+
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.inner.mixing(gram, dimension)
 
@@ -101,6 +108,12 @@ class _RunningSizes(TangentSource):
         spread = self.options.spread
         mixed = (1 - spread) * squares + spread * squares.mean()
         return rows * (mixed / mixed.max()).sqrt().to(rows.dtype)
+
+    def has_factors(self, request: Request) -> bool:
+        return self.inner.has_factors(request)
+
+    def draw_factors(self, request: Request) -> Factored:
+        return self.inner.draw_factors(request)  # weights keep the tangents that they had
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.inner.mixing(gram, dimension)

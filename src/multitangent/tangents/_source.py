@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multitangent.dual import Factored, Part
 from multitangent.tangents._observation import Needs, Observation
 from multitangent.tangents._request import Request
 
@@ -51,6 +52,17 @@ class TangentSource(ABC):
         Rows that are missing at the end are zero. It changes nothing: a block may be drawn several
         times, or for a step that is not taken.
         """
+
+    def has_factors(self, request: Request) -> bool:
+        """Whether a block is taken from `draw_factors`, not from `draw`.
+
+        It is asked before the model has run: `request.output` is not known yet.
+        """
+        return False
+
+    def draw_factors(self, request: Request) -> Factored:
+        """One block of V that samples share, without an axis for them: some of it in factors."""
+        return Factored([self.draw(request).squeeze(1)])
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         """M for the Gram matrix ``V V^T`` ``[..., K, K]``; ``None`` is the identity.
@@ -141,16 +153,35 @@ class _SumOfSources(TangentSource):
         return " + ".join(map(repr, self.sources))
 
     def draw(self, request: Request) -> Tensor:
-        blocks, first = [], request.first
-        for source in self.sources:
-            blocks.append(source.draw(replace(request, first=first)))
-            first += source.num_tangents
+        blocks = [source.draw(here) for source, here in self._requests(request)]
         counts = [source.num_tangents for source in self.sources]
         counts[-1] = len(blocks[-1])  # only the last rows of all may be missing
         samples = max(block.shape[1] for block in blocks)
         return torch.cat(
             [_filled(block, n, samples) for block, n in zip(blocks, counts, strict=True)]
         )
+
+    def has_factors(self, request: Request) -> bool:
+        return any(source.has_factors(request) for source in self.sources)
+
+    def draw_factors(self, request: Request) -> Factored:
+        parts: list[Part] = []
+        missing = 0
+        for source, here in self._requests(request):
+            if missing:  # only the last rows of all may be missing
+                zero = torch.zeros((), dtype=request.dtype, device=request.device)
+                parts.append(zero.expand(missing, *request.shape))
+            drawn = source.draw_factors(here)
+            parts += drawn.parts
+            missing = source.num_tangents - len(drawn)
+        return Factored(parts)
+
+    def _requests(self, request: Request) -> Iterator[tuple[TangentSource, Request]]:
+        """The sources, each with what it is asked for."""
+        first = request.first
+        for source in self.sources:
+            yield source, replace(request, first=first)
+            first += source.num_tangents
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         mixed = torch.eye(self.num_tangents, dtype=gram.dtype, device=gram.device)

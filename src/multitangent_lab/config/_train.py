@@ -42,8 +42,8 @@ class Settings:
     """How many hidden layers fc has, two in the paper."""
     num_tangents: int | None = None
     """K, the number of tangents per step; by default 16, and 8 with guesses among them."""
-    tangents: Literal["normal", "rademacher", "sphere", "orthogonal"] = "normal"
-    """How tangents are drawn."""
+    tangents: Literal["normal", "rademacher", "sphere", "orthogonal", "low-rank"] = "normal"
+    """How tangents are drawn; low-rank, products of two vectors: of weights only."""
     perturb: Literal["activations", "weights"] = "activations"
     """What tangents are directions of."""
     share: Suppress[Literal["batch", "sample"] | None] = None
@@ -125,6 +125,11 @@ class TrainConfig(Settings):
                 )
             names = ("tangents", "perturb", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
+        if config.tangents == "low-rank" and config.perturb != "weights":
+            raise ConfigError(
+                "`tangents` should be of full rank for activations, which are no matrices. Found "
+                "low-rank. Try --perturb weights, or normal."
+            )
         if informed:
             config._check_guesses()
         config = replace(

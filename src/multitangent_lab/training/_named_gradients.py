@@ -22,7 +22,14 @@ from multitangent import (
 from multitangent.aggregation import Aggregator, Sum
 from multitangent.objective import normalizes_batches
 from multitangent.perturbation import find_sites
-from multitangent.tangents import Orthogonal, RunningMean, ScaledByRMS, Sphere, TangentSource
+from multitangent.tangents import (
+    LowRank,
+    Orthogonal,
+    RunningMean,
+    ScaledByRMS,
+    Sphere,
+    TangentSource,
+)
 from multitangent_lab.config import WITH_GUESSES, TrainConfig
 
 
@@ -143,6 +150,7 @@ SOURCES: Mapping[str, Callable[[int], TangentSource]] = {
     "rademacher": Rademacher,
     "sphere": Sphere,
     "orthogonal": Orthogonal,
+    "low-rank": LowRank,
 }
 AGGREGATORS: Mapping[str, Aggregator] = {
     "single": Mean(),

@@ -89,6 +89,16 @@ def test_guesses_have_samples_of_their_own_and_an_exact_output() -> None:
     assert TrainConfig(gradient="previous", perturb="weights").resolved().perturb == "weights"
 
 
+def test_tangents_of_low_rank_are_refused_for_activations() -> None:
+    with pytest.raises(ConfigError, match=r"`tangents` should be of full rank for activations"):
+        TrainConfig(tangents="low-rank").resolved()
+    options = {"tangents": "low-rank", "perturb": "weights"}
+    config = TrainConfig(gradient="projection", **options).resolved()
+    assert config.tangents == "low-rank"
+    backpropagation = TrainConfig(tangents="low-rank", gradient="backpropagation").resolved()
+    assert backpropagation.tangents == "normal"
+
+
 def test_equal_runs_have_equal_hashes() -> None:
     exact = TrainConfig(gradient="backpropagation", num_tangents=4, tangents="sphere")
     assert exact.resolved().hash == TrainConfig(gradient="backpropagation").resolved().hash

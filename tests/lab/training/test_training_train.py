@@ -151,6 +151,16 @@ def test_every_setting_reaches_the_run(
     assert same == ("simulated" in changes)
 
 
+def test_tangents_of_low_rank_are_of_weights(mean: float, tmp_path: Path) -> None:
+    losses = [
+        train(config(tmp_path / name, **MEAN, perturb="weights", tangents=name)).metrics()[
+            "train_loss"
+        ][0]
+        for name in ("normal", "low-rank")
+    ]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-5)
+
+
 def test_same_seed_same_numbers(whole: TrainResult, tmp_path: Path) -> None:
     torch.manual_seed(1)  # must not matter
     assert_same(train(config(tmp_path / "same")), whole)

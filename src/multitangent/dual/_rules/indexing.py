@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import add, full, full_tangents, tangents
+from multitangent.dual._algebra import add, full, full_tangents, tangents, through_matrix
 from multitangent.dual._dispatch import copy_from, set_item
 from multitangent.dual._dual_tensor import pad_rows
+from multitangent.dual._factors import Factors
 from multitangent.dual._registry import register_rule, register_views
 from multitangent.dual._rules.scattering import refuse_frequencies
 
@@ -206,10 +207,19 @@ def _embedding(
     sparse: bool = False,
 ) -> Tensor:
     refuse_frequencies(scale_grad_by_freq, weight)
-    t = full(weight)
-    if padding_idx is not None:  # whose row is never trained
-        t = t.index_fill(1, torch.tensor(padding_idx % t.shape[1], device=t.device), 0.0)
-    return t[:, input]
+
+    def chosen(table: Tensor) -> Tensor:
+        if padding_idx is not None:  # whose row is never trained
+            row = torch.tensor(padding_idx % table.shape[1], device=table.device)
+            table = table.index_fill(1, row, 0.0)
+        return table[:, input]
+
+    def of_factors(factors: Factors) -> Tensor:
+        left, right = chosen(factors.left), factors.right  # [K, *input, rank], [K, rank, n]
+        product = torch.bmm(left.reshape(len(left), input.numel(), right.shape[1]), right)
+        return product.reshape(*left.shape[:-1], right.shape[-1])
+
+    return through_matrix(weight, chosen, of_factors)
 
 
 @register_rule(torch.index_select, Tensor.index_select)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from multitangent.dual._algebra import full, full_tangents
+from multitangent.dual._deferred import Factored
 from multitangent.dual._dual_tensor import DualTensor, pad_rows
 from multitangent.dual._registry import register_rule, register_views
 
@@ -75,19 +77,25 @@ def _squeeze(out: Tensor, x: Any, dim: Any = None) -> Tensor:
     torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes,
     torch.swapdims, Tensor.swapdims,
 )  # fmt: skip
-def _transpose(out: Tensor, x: Any, dim0: int, dim1: int) -> Tensor:
+def _transpose(out: Tensor, x: Any, dim0: int, dim1: int) -> Tensor | Factored:
+    if out.ndim == 2 and dim0 % 2 != dim1 % 2 and (factored := x.factored) is not None:
+        return factored.transposed()
     t: Tensor = x.tangents
     return t if out.ndim == 0 else t.transpose(_axis(x, dim0), _axis(x, dim1))
 
 
 @register_rule(torch.t, Tensor.t, Tensor.mT.__get__, Tensor.mH.__get__)  # type: ignore[attr-defined]
-def _matrix_transpose(out: Tensor, x: Any) -> Tensor:
+def _matrix_transpose(out: Tensor, x: Any) -> Tensor | Factored:
+    if out.ndim == 2 and (factored := x.factored) is not None:
+        return factored.transposed()
     t: Tensor = x.tangents
     return t if x.primal.ndim < 2 else t.transpose(-1, -2)
 
 
 @register_rule(Tensor.T.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
-def _reverse_axes(out: Tensor, x: Any) -> Tensor:
+def _reverse_axes(out: Tensor, x: Any) -> Tensor | Factored:
+    if out.ndim == 2 and (factored := x.factored) is not None:
+        return factored.transposed()
     t: Tensor = x.tangents
     return t.permute(0, *range(x.primal.ndim, 0, -1))
 
@@ -138,6 +146,9 @@ def _unbind(out: Any, x: Any, dim: int = 0) -> Any:
 @register_rule(torch.chunk, Tensor.chunk)
 def _chunk(out: Any, x: Any, chunks: int, dim: int = 0) -> Any:
     sizes = [piece.shape[dim] for piece in out]
+    if dim % x.primal.ndim == 0 and (factored := x.factored) is not None:
+        starts = accumulate(sizes[:-1], initial=0)
+        return [factored.narrow(*place) for place in zip(starts, sizes, strict=True)]
     return torch.split(full(x, dim), sizes, _axis(x, dim))
 
 

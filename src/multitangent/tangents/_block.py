@@ -1,0 +1,70 @@
+"""The tangents of one site: what is computed with them, however they are held."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from multitangent.tangents._request import Request
+from multitangent.tangents._source import TangentSource
+
+
+class Block(ABC):
+    """The tangents of one site, and what is computed with them.
+
+    Args:
+        source: Where they come from.
+        request: What is drawn.
+        dtype: The type in which tangents are carried, by default that of the perturbed value.
+
+    Attributes:
+        is_stored: Whether the tangents are kept from the first use on.
+    """
+
+    is_stored: bool
+
+    def __init__(
+        self, source: TangentSource, request: Request, dtype: torch.dtype | None = None
+    ) -> None:
+        self.request = request
+        self.num_tangents = source.num_tangents
+        self.dtype = request.dtype if dtype is None else dtype
+        self._source = source
+
+    @property
+    def dimension(self) -> int:
+        """The number of perturbed scalars, per sample for activations."""
+        return prod(self.request.shape)
+
+    def with_output(self, output: Tensor, output_gradient: Tensor) -> None:
+        """Add the model's output to what the source knows, before the first use."""
+        self.request = replace(self.request, output=output, output_gradient=output_gradient)
+
+    @abstractmethod
+    def rows(self, samples: slice | None = None) -> Tensor:
+        """The tangents of all or some samples, ``[at most K, 1 or b, *shape]``.
+
+        Rows that are missing at the end are zero.
+
+        Raises:
+            ValueError: If the source returns another shape or type.
+        """
+
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """``V V^T`` of this block in float64, ``[1 or b, K, K]``."""
+
+    @abstractmethod
+    def apply(self, gradient: Tensor) -> Tensor:
+        """``V g``, the directional derivatives ``[K, b]`` for gradients ``[b, *shape]``."""
+
+    @abstractmethod
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """``V^T c`` for coefficients ``[K, *losses]``, the gradients ``[*losses, *shape]``.
+
+        Where each sample has tangents of its own, the samples are the last axis of the losses.
+        """

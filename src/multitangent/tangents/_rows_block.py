@@ -1,0 +1,138 @@
+"""Tangents of one site that are held as rows, kept or drawn again."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multitangent.tangents._block import Block
+from multitangent.tangents._request import Request
+
+_SMALL = 2**16  # numbers of a block that is not worth a product of its own
+_SAMPLES = 16  # drawn at a time where tangents per sample are not stored
+
+
+class RowsBlock(Block):
+    """Tangents that are held as rows ``[K, 1 or b, *shape]``."""
+
+    @abstractmethod
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """The tangents and whose they are, as many samples at a time as are held at once."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the block is one of few numbers, better multiplied together with others."""
+        return self._most_samples == 1 and self.num_tangents * self.dimension <= _SMALL
+
+    def flat_rows(self) -> Tensor:
+        """All tangents as ``[1 or b, K, n]``."""
+        return self._padded(self.rows())
+
+    def gram(self) -> Tensor:
+        return torch.cat([gram_of(self._padded(rows)) for _, rows in self.pieces()])
+
+    def apply(self, gradient: Tensor) -> Tensor:
+        rows, flat = self.flat_rows().to(gradient.dtype), gradient.reshape(len(gradient), -1)
+        return rows[0] @ flat.mT if len(rows) == 1 else torch.einsum("bkn,bn->kb", rows, flat)
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        combined = []
+        for samples, tangents in self.pieces():
+            rows = _flat(tangents).to(self.request.dtype)
+            weights = coefficients[: len(rows), ..., samples].to(rows.dtype)
+            if rows.shape[1] == 1:
+                total = weights.flatten(1).mT @ rows[:, 0]
+                combined.append(total.view(*weights.shape[1:], -1))
+            else:
+                combined.append(torch.einsum("k...b,kbn->...bn", weights, rows))
+        joined = combined[0] if len(combined) == 1 else torch.cat(combined, -2)
+        return joined.reshape(*coefficients.shape[1:], *self.request.shape)
+
+    @property
+    def _most_samples(self) -> int:
+        """How many samples have tangents of their own, at most."""
+        # Guesses are a sample's own, even where random tangents are shared.
+        shared = self.request.samples is None and not any(self._source.guesses)
+        return 1 if shared else self.request.batch or 1
+
+    def _padded(self, tangents: Tensor) -> Tensor:
+        """Tangents ``[at most K, 1 or b, *shape]`` as ``[1 or b, K, n]``."""
+        rows = _flat(tangents).transpose(0, 1)
+        missing = self.num_tangents - len(tangents)
+        return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+    def _draw(self, request: Request) -> Tensor:
+        block: Any = self._source.draw(request)
+        of_samples = 1 if self._most_samples == 1 else request.batch
+        fewest = 1 if any(self._source.guesses) else self.num_tangents
+        fits = (
+            isinstance(block, Tensor)
+            and block.ndim == len(request.shape) + 2
+            and fewest <= len(block) <= self.num_tangents
+            and block.shape[1] in (1, of_samples)
+            and block.shape[2:] == request.shape
+            and block.dtype == request.dtype
+        )
+        if not fits:
+            kind = type(block).__name__
+            description = f"{list(block.shape)} of {block.dtype}" if kind == "Tensor" else kind
+            raise ValueError(
+                f"`draw` of {self._source!r} should return tangents of shape "
+                f"{[self.num_tangents, of_samples, *request.shape]} of {request.dtype}, or "
+                f"with 1 in place of the second axis. Found {description}."
+            )
+        return block.to(self.dtype)
+
+
+class DenseBlock(RowsBlock):
+    """Tangents that are drawn at the first use and kept."""
+
+    is_stored = True
+    _rows: Tensor | None = None
+
+    def rows(self, samples: slice | None = None) -> Tensor:
+        if self._rows is None:
+            self._rows = self._draw(self.request)
+        shared = samples is None or self._rows.shape[1] == 1
+        return self._rows if shared else self._rows[:, samples]
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        yield slice(None), self.rows()
+
+
+class RedrawnBlock(RowsBlock):
+    """Tangents that are drawn at every use."""
+
+    is_stored = False
+
+    def rows(self, samples: slice | None = None) -> Tensor:
+        return self._draw(self.request if samples is None else self.request.take(samples))
+
+    def pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        count = self.request.batch
+        if count is None or self.request.samples is None:
+            yield slice(None), self.rows()
+            return
+        for start in range(0, count, _SAMPLES):
+            samples = slice(start, min(start + _SAMPLES, count))
+            piece = self.rows(samples)
+            if start == 0 and piece.shape[1] < samples.stop:
+                yield slice(None), piece  # the source shares its tangents after all
+                return
+            yield samples, piece
+
+
+def _flat(tangents: Tensor) -> Tensor:
+    """Tangents ``[K, 1 or b, *shape]`` as ``[K, 1 or b, n]``."""
+    return tangents.reshape(*tangents.shape[:2], -1)
+
+
+def gram_of(rows: Tensor) -> Tensor:
+    """``V V^T`` in float64 for rows ``[1 or b, K, n]``."""
+    rows = rows.double()
+    return rows @ rows.mT
