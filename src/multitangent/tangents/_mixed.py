@@ -50,6 +50,9 @@ class Normalized(TangentSource):
     def draw(self, request: Request) -> Tensor:
         return self.inner.draw(request)
 
+    def draw_one(self, request: Request, k: int) -> Tensor:
+        return self.inner.draw_one(request, k)
+
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         mixed = self.inner.mixing(gram, dimension)
         if mixed is None:
@@ -65,6 +68,9 @@ class _MixedNormal(TangentSource):
 
     def draw(self, request: Request) -> Tensor:
         return Normal(self.num_tangents).draw(request)
+
+    def draw_one(self, request: Request, k: int) -> Tensor:
+        return Normal(self.num_tangents).draw_one(request, k)
 
 
 @dataclass(frozen=True)
