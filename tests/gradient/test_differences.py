@@ -477,6 +477,21 @@ def test_the_loss_without_a_run_of_its_own_is_that_of_the_neighbours():
     torch.testing.assert_close(value, exact, rtol=1e-2, atol=0)
 
 
+def test_the_aggregator_hears_how_precise_differences_are():
+    seen = []
+
+    class Listening(Mean):
+        def coefficients(self, measured):
+            seen.append(measured.precision)
+            return super().coefficients(measured)
+
+    model, x, y, _ = build("mlp")
+    for kind in (DifferenceGradient, ForwardGradient):
+        kind(model, LOSS, Normal(2), Listening(), verify=False)(x, y)
+    eps = torch.finfo(torch.float64).eps
+    assert seen == [eps ** (2 / 3), eps]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("perturb", ["weights", "activations"])
 def test_the_step_to_either_side_suits_the_type(dtype, perturb):
@@ -537,20 +552,42 @@ def test_runs_that_differ_are_noticed():
 
 
 def test_local_steps_are_compared_where_there_is_a_derivative():
-    class Detaching(nn.Module):
-        """Backpropagation knows nothing of a layer whose output is detached: nor does its step."""
+    class Wrong(Activations):
+        def bind(self, objective):
+            bound = super().bind(objective)
+
+            def run_of(*args):
+                run = bound(*args)
+                pullback = run.pullback
+                run.pullback = lambda g: {p: 2 * d for p, d in pullback(g).items()}
+                return run
+
+            return run_of
+
+    model, x, y, _ = build("mlp")
+    with pytest.raises(VerificationError, match="The local steps should give the gradients"):
+        DifferenceGradient(model, LOSS, perturb=Wrong())(x, y)
+    DifferenceGradient(model, wrong, perturb=Wrong())(x, y)  # there is nothing to compare with
+
+
+def test_what_a_step_leaves_in_modules_is_compared():
+    class Counting(nn.Module):
+        """It counts in an object that nobody puts back, and keeps the count where it is seen."""
 
         def __init__(self):
             super().__init__()
-            self.first, self.second = linears((5, 4), (4, 3))
+            self.layer = nn.Linear(5, 3).double()
+            self.register_buffer("seen", torch.zeros(()))
+            self.hidden = iter(range(10**6))
 
         def forward(self, x):
-            return self.second(torch.tanh(self.first(x)))
+            self.seen.fill_(float(next(self.hidden)))
+            return self.layer(x)
 
-    model, x, y = Detaching(), data(6, 5), torch.tensor([0, 1, 2, 0, 1, 1])
-    handle = model.first.weight.register_hook(lambda g: g)
-    DifferenceGradient(model, LOSS)(x, y)
-    handle.remove()
+    _, x, y, _ = build("mlp")
+    for perturb in ("weights", "activations"):
+        with pytest.raises(VerificationError, match=r"leave in modules what one run .* seen"):
+            DifferenceGradient(Counting(), LOSS, Normal(2), perturb=perturb)(x, y)
 
 
 @pytest.mark.parametrize(
