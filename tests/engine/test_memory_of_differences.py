@@ -106,3 +106,17 @@ def test_layers_that_run_again_keep_no_graph_for_activations():
     forward, _ = most_bytes(ForwardMode(2048), Activations(share="sample"), 4, store=True,
                             batch=2048)  # fmt: skip
     assert sizes[1] < forward / 2
+
+
+def test_small_blocks_that_are_redrawn_are_not_all_joined():
+    """Their Gram matrix is taken a few blocks at a time: 60 blocks of 64 KiB in less than 2 MiB."""
+    tangents = Tangents(Normal(1), Stream(0, 0), store=False)
+    for name in range(60):
+        tangents.add(str(name), torch.zeros(2**14))
+    with LiveBytes() as found:
+        gram = tangents.gram()
+    assert found.most < 2**21 < 60 * 2**16
+    stored = Tangents(Normal(1), Stream(0, 0))
+    for name in range(60):
+        stored.add(str(name), torch.zeros(2**14))
+    torch.testing.assert_close(gram, stored.gram())
