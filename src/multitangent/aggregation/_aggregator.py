@@ -65,6 +65,7 @@ class Aggregator(ABC):
         *,
         dimension: int | None = None,
         guesses: Sequence[bool] | None = None,
+        precision: float | None = None,
     ) -> Tensor:
         """The coefficients c.
 
@@ -78,6 +79,7 @@ class Aggregator(ABC):
                 takes it for a bound of the rank of `gram`.
             guesses: Which of the tangents are guesses of the gradient, none by default;
                 `ControlVariate` treats them apart.
+            precision: The relative precision of `jvps`, by default that of their type.
 
         Returns:
             The coefficients in float64, of the shape of `jvps`.
@@ -96,7 +98,7 @@ class Aggregator(ABC):
             gram=gram.double(),
             jvps=jvps.double().movedim(0, -1),
             dimension=dimension,
-            precision=torch.finfo(jvps.dtype).eps,
+            precision=torch.finfo(jvps.dtype).eps if precision is None else precision,
             guesses=flags,
         )
         coefficients = self.coefficients(measured)

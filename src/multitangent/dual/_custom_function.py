@@ -137,7 +137,9 @@ def _check_linear(
     products: list[tuple[Any, Any, Any]],
 ) -> None:
     """Raise unless ``g(-2u) = -2 g(u)`` and ``<g(u), v> = <u, J v>`` for every tangent v."""
-    found = [(-2 * a, b, a.norm()) for a, b in zip(pulled, other, strict=True) if a is not None]
+    found = [
+        (-2 * a, b, a.detach().norm()) for a, b in zip(pulled, other, strict=True) if a is not None
+    ]
     for a, b, size in [*found, *products]:
         rounding = max(1e-3, 16 * torch.finfo(a.dtype).eps)
         if b is None or float((a - b).detach().norm()) > rounding * float(size):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from multitangent.perturbation import Run
@@ -43,3 +44,12 @@ class Engine(Protocol):
             run: The batch, not run yet; afterwards it can pull gradients back.
             tangents: V, whose blocks the run adds.
         """
+
+
+def precision_of(engine: Engine, dtype: torch.dtype) -> float | None:
+    """The relative precision of an engine's derivatives, ``None`` if it is that of their type.
+
+    An engine that rounds more has a method `precision` from the type of the derivatives.
+    """
+    precision = getattr(engine, "precision", None)
+    return None if precision is None else float(precision(dtype))

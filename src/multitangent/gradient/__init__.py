@@ -4,6 +4,7 @@ from multitangent.gradient._along import Line
 from multitangent.gradient._assessment import Assessment
 from multitangent.gradient._coefficients import Combination, combine
 from multitangent.gradient._diagnostics import Diagnostics
+from multitangent.gradient._difference import DifferenceGradient, mezo
 from multitangent.gradient._estimator import GradientEstimator
 from multitangent.gradient._forward_gradient import ForwardGradient
 from multitangent.gradient._function import forward_gradient
@@ -15,6 +16,7 @@ __all__ = [
     "Assessment",
     "Combination",
     "Diagnostics",
+    "DifferenceGradient",
     "ForwardGradient",
     "GradientEstimator",
     "Line",
@@ -24,5 +26,6 @@ __all__ = [
     "VerificationError",
     "combine",
     "forward_gradient",
+    "mezo",
     "step",
 ]

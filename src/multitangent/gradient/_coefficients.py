@@ -20,7 +20,12 @@ class Combination(NamedTuple):
 
 
 def combine(
-    source: TangentSource, aggregator: Aggregator, gram: Tensor, jvps: Tensor, dimension: int
+    source: TangentSource,
+    aggregator: Aggregator,
+    gram: Tensor,
+    jvps: Tensor,
+    dimension: int,
+    precision: float | None = None,
 ) -> Combination:
     """Let the source mix what it drew, and the aggregator combine the mixture.
 
@@ -33,7 +38,9 @@ def combine(
     if mixing is not None:
         gram = mixing @ gram @ mixing.mT
         jvps = _apply(mixing, jvps.double()).to(jvps.dtype)
-    coefficients = aggregator(gram, jvps, dimension=dimension, guesses=source.guesses)
+    coefficients = aggregator(
+        gram, jvps, dimension=dimension, guesses=source.guesses, precision=precision
+    )
     if mixing is not None:
         coefficients = _apply(mixing.mT, coefficients)
     return Combination(coefficients, gram, jvps)

@@ -68,7 +68,7 @@ class GradientEstimator(ABC):
         self.verify = verify
         self.step = 0
         self._source = self.tangents.init()
-        self._objective = Objective(model, loss)
+        self._objective = self._make_objective()
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
         self._last_batch: tuple[Batch, Stream] | None = None
         self._sizes: dict[str, int] | None = None  # of what the last step perturbed
@@ -77,6 +77,16 @@ class GradientEstimator(ABC):
     @abstractmethod
     def _engine(self, trial: Trial) -> Engine:
         """How directional derivatives are obtained."""
+
+    def _make_objective(self) -> Objective:
+        """How a batch runs through the model to losses."""
+        return Objective(self.model, self.loss)
+
+    def _verified_trial(self, batch: Batch, stream: Stream, trial: Trial) -> Trial:
+        """What is known about batches of this kind, after a comparison that may find faults."""
+        return verify(
+            self._problem(), self.perturb.bind, self._objective, self._engine, batch, stream, trial
+        )
 
     def __call__(self, inputs: Any, target: Any) -> Tensor:
         """Fill ``.grad`` of every trainable parameter, adding to what is there.
@@ -151,10 +161,8 @@ class GradientEstimator(ABC):
         self._kind = self._kind_of(batch)
         batch = replace(batch, shapes_of_few=self._trial(batch, stream).shapes)
         if self.verify == "always" or (self.verify and self._kind not in self._verified):
-            self._trials[self._kind] = verify(
-                self._problem(), self.perturb.bind, self._objective, self._engine, batch, stream,
-                self._trials[self._kind],
-            )  # fmt: skip
+            trial = self._verified_trial(batch, stream, self._trials[self._kind])
+            self._trials[self._kind] = trial
             self._verified.add(self._kind)
         return self._problem(), batch, stream
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multitangent.aggregation import Aggregator
-from multitangent.engine import Engine
+from multitangent.engine import Engine, precision_of
 from multitangent.gradient._coefficients import Combination, combine
 from multitangent.objective import Batch
 from multitangent.perturbation import Run
@@ -49,7 +49,14 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
     losses, jvps, output_tangents = problem.engine(run, tangents)
     with torch.autocast(jvps.device.type, enabled=False):
         gram, jvps = problem.reduce(tangents.gram().to(jvps.device), jvps)
-        combination = combine(problem.source, problem.aggregator, gram, jvps, tangents.dimension)
+        combination = combine(
+            problem.source,
+            problem.aggregator,
+            gram,
+            jvps,
+            tangents.dimension,
+            precision_of(problem.engine, jvps.dtype),
+        )
         values = tangents.combine(combination.coefficients)
         gradients = run.pullback(values)
     return Step(

@@ -127,7 +127,7 @@ def _verify(
         warnings.warn(
             "`verify` could not compare the gradient with that of backpropagation, which ended in "
             f"{type(error).__name__}: {error}",
-            stacklevel=6,
+            stacklevel=7,
         )
     return trial
 
@@ -156,7 +156,7 @@ def _verified(
             warnings.warn(
                 f"micro_batch={trial.micro_batch} splits what belongs together ({error}): going "
                 f"on with {batch_size}.",
-                stacklevel=7,
+                stacklevel=8,
             )
     whole = replace(trial, micro_batch=max(batch_size, few.size))
     comparison = _Comparison(replace(problem, engine=engine(whole)), objective, few, stream)

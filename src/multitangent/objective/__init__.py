@@ -8,6 +8,7 @@ from multitangent.objective._objective import Evaluation, Objective, constant_lo
 from multitangent.objective._per_sample_loss import PerSampleLoss
 from multitangent.objective._randomness import RANDOM
 from multitangent.objective._record import BatchRecord
+from multitangent.objective._replaced import replaced_in_use
 from multitangent.objective._state import Change, SavedState
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "kept_parameters",
     "normalizes_batches",
     "output_tensor",
+    "replaced_in_use",
     "shapes",
     "whole_batch",
 ]

@@ -41,11 +41,13 @@ class Objective:
         model: The model.
         loss: A callable ``(output, target) -> [B]``, of which the mean is meant, or a loss module
             of PyTorch, whose ``reduction`` is read.
+        takes_scalar: Whether the loss may also return one number for the whole batch, which then
+            counts as the loss of every sample.
     """
 
-    def __init__(self, model: nn.Module, loss: Any) -> None:
+    def __init__(self, model: nn.Module, loss: Any, *, takes_scalar: bool = False) -> None:
         self.model = model
-        self.loss = PerSampleLoss(loss)
+        self.loss = PerSampleLoss(loss, takes_scalar=takes_scalar)
         self.given_loss = loss
         self._loss_modules = [loss] if isinstance(loss, nn.Module) else []
         self._modules = [model, *self._loss_modules]
@@ -79,6 +81,8 @@ class Objective:
     def losses(self, output: Any, part: Batch) -> Tensor:
         """The losses ``[b]`` of some samples."""
         losses = self.loss(output, part.target, part.correction, part.has_target_per_sample)
+        if losses.ndim == 0:
+            return losses.expand(part.size)
         if losses.shape[0] != part.size:
             raise ValueError(
                 "`loss` should return one number per sample. Found "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -17,10 +18,12 @@ class PerSampleLoss:
     Args:
         loss: A callable ``(output, target) -> [B]``, of which the mean is meant, or a loss module
             of PyTorch, whose ``reduction`` is read.
+        takes_scalar: Whether one number for the whole batch is accepted too, a tensor ``[]`` then.
     """
 
-    def __init__(self, loss: Callable[[Any, Any], Tensor]) -> None:
+    def __init__(self, loss: Callable[[Any, Any], Tensor], *, takes_scalar: bool = False) -> None:
         self._function = loss
+        self._takes_scalar = takes_scalar
         self._takes_tensors = type(loss).__module__.startswith("torch.nn.")
         self._module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
 
@@ -72,6 +75,8 @@ class PerSampleLoss:
         if self._takes_tensors and not isinstance(output, Tensor):
             raise _no_tensor(self._function, output)
         losses = self._unreduced(output, target)
+        if self._takes_scalar and _is_scalar(losses):
+            return torch.as_tensor(losses)
         if self._module and has_target_per_sample:
             _check_alignment(losses, output, target)
         if not self._module or not isinstance(losses, Tensor) or losses.ndim == 0:
@@ -124,6 +129,10 @@ def _no_tensor(loss: Any, output: Any) -> ValueError:
         "out, y: torch.nn.functional.cross_entropy(out.logits, y, reduction='none')`, or a module "
         "around the model that returns the tensor."
     )
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0)
 
 
 def _check_per_sample(losses: Any) -> None:

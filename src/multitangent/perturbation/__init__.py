@@ -5,6 +5,7 @@ from multitangent.perturbation._argument import Argument
 from multitangent.perturbation._perturbation import (
     BoundPerturbation,
     Inject,
+    LazyRun,
     Perturbation,
     Run,
     no_injection,
@@ -18,6 +19,7 @@ __all__ = [
     "Argument",
     "BoundPerturbation",
     "Inject",
+    "LazyRun",
     "Perturbation",
     "Run",
     "Site",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,19 @@ class Run(Protocol):
 
         Returns:
             The gradients of the batch's loss.
+        """
+
+
+@runtime_checkable
+class LazyRun(Protocol):
+    """A run that can do with less memory where no graph is wanted."""
+
+    def evaluate_lazily(
+        self, part: Batch, inject: Inject, statistics: Statistics = "frozen"
+    ) -> Evaluation:
+        """As `Run.evaluate`, with each value replaced when the model reaches for it.
+
+        Nothing is recorded. What `inject` makes, it makes again wherever the value is used.
         """
 
 

@@ -20,6 +20,7 @@ from multitangent.objective import (
     GraphQuery,
     Objective,
     Statistics,
+    replaced_in_use,
 )
 from multitangent.perturbation._perturbation import (
     BoundPerturbation,
@@ -125,6 +126,28 @@ class _WeightRun:
             statistics = "update"
         with again(self._change, self.starts_after):
             return self._evaluated(part, inject, statistics)
+
+    def evaluate_lazily(
+        self, part: Batch, inject: Inject, statistics: Statistics = "frozen"
+    ) -> Evaluation:
+        if statistics == "frozen" and self._record is None:  # there are none to freeze
+            statistics = "update"
+        objective = self._objective
+
+        def stand_in(name: str) -> Tensor:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                value = inject(self._parameters[name].detach(), name, slice(None))
+                return as_parameter(value)
+
+        in_use = replaced_in_use(objective.model, stand_in, self._parameters)
+        with (
+            torch.no_grad(),
+            again(self._change, self.starts_after),
+            objective.mode(part, self._stream, statistics, record=self._record) as mode,
+            in_use as mode.stand_ins,
+        ):
+            output = objective.output(part)
+            return objective.evaluation(output, part, keep=self._keeps_output)
 
     def _evaluated(self, part: Batch, inject: Inject, statistics: Statistics) -> Evaluation:
         objective = self._objective

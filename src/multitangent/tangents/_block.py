@@ -54,6 +54,11 @@ class Block(ABC):
             ValueError: If the source returns another shape or type.
         """
 
+    def row(self, k: int, samples: slice | None = None) -> Tensor | None:
+        """Tangent k of all or some samples, ``[1 or b, *shape]``; ``None`` if it is missing."""
+        rows = self.rows(samples)
+        return rows[k] if k < len(rows) else None
+
     @abstractmethod
     def gram(self) -> Tensor:
         """``V V^T`` of this block in float64, ``[1 or b, K, K]``."""

@@ -12,7 +12,7 @@ from multitangent.tangents._block import Block
 from multitangent.tangents._factored_block import FactoredBlock
 from multitangent.tangents._observation import Needs
 from multitangent.tangents._request import Request
-from multitangent.tangents._rows_block import DenseBlock, RedrawnBlock, RowsBlock, gram_of
+from multitangent.tangents._rows_block import SMALL, DenseBlock, RedrawnBlock, RowsBlock, gram_of
 from multitangent.tangents._source import TangentSource
 from multitangent.tangents._stream import Stream
 
@@ -119,9 +119,13 @@ class Tangents:
 
     def gram(self) -> Tensor:
         """``V V^T`` in float64, the sum over the blocks: ``[K, K]``, or ``[b, K, K]``."""
-        small, grams = [], []
+        small: list[Tensor] = []
+        grams: list[Tensor] = []
         for block in self.blocks.values():
             if isinstance(block, RowsBlock) and block.is_small:
+                if not block.is_stored and sum(map(torch.numel, small)) > SMALL:
+                    grams.append(gram_of(torch.cat(small, 2)))  # memory is short
+                    small.clear()
                 small.append(block.flat_rows())
             else:
                 grams.append(block.gram())

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual import Deferred, Drawn, Factored, Part
+from multitangent.dual import Deferred, Drawn, Factored, Factors, Part
 from multitangent.tangents._block import Block
 from multitangent.tangents._request import Request
 from multitangent.tangents._source import TangentSource
@@ -60,6 +60,20 @@ class FactoredBlock(Block):
 
     def rows(self, samples: slice | None = None) -> Tensor:
         return self.factored().computed().unsqueeze(1)
+
+    def row(self, k: int, samples: slice | None = None) -> Tensor | None:
+        for part in self.factored().parts:
+            count = part.shape[0]
+            if k < count:
+                one = slice(k, k + 1)
+                alone = (
+                    part[one]
+                    if isinstance(part, Tensor)
+                    else Factors(part.left[one], part.right[one])
+                )
+                return Factored([alone]).computed()
+            k -= count
+        return None
 
     def gram(self) -> Tensor:
         parts = [part.to(torch.float64) for part in self.factored().parts]

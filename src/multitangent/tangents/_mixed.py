@@ -57,6 +57,9 @@ class Normalized(TangentSource):
     def draw_factors(self, request: Request) -> Factored:
         return self.inner.draw_factors(request)
 
+    def draw_one(self, request: Request, k: int) -> Tensor:
+        return self.inner.draw_one(request, k)
+
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         mixed = self.inner.mixing(gram, dimension)
         if mixed is None:
@@ -72,6 +75,9 @@ class _MixedNormal(TangentSource):
 
     def draw(self, request: Request) -> Tensor:
         return Normal(self.num_tangents).draw(request)
+
+    def draw_one(self, request: Request, k: int) -> Tensor:
+        return Normal(self.num_tangents).draw_one(request, k)
 
 
 @dataclass(frozen=True)

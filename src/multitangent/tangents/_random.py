@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,6 +33,11 @@ class Normal(TangentSource):
     def draw(self, request: Request) -> Tensor:
         return request.random.normal(self.num_tangents)
 
+    def draw_one(self, request: Request, k: int) -> Tensor:
+        if request.samples is not None:  # a generator draws all rows of a sample
+            return super().draw_one(request, k)
+        return Normal(1).draw(replace(request, first=request.first + k))
+
 
 @dataclass(frozen=True)
 class Rademacher(TangentSource):
@@ -59,3 +64,8 @@ class Rademacher(TangentSource):
 
     def draw(self, request: Request) -> Tensor:
         return request.random.rademacher(self.num_tangents)
+
+    def draw_one(self, request: Request, k: int) -> Tensor:
+        if request.samples is not None:  # a generator draws all rows of a sample
+            return super().draw_one(request, k)
+        return Rademacher(1).draw(replace(request, first=request.first + k))

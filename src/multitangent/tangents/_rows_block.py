@@ -13,7 +13,8 @@ from torch import Tensor
 from multitangent.tangents._block import Block
 from multitangent.tangents._request import Request
 
-_SMALL = 2**16  # numbers of a block that is not worth a product of its own
+SMALL = 2**16  # numbers of a block that is not worth a product of its own
+_LARGE = 2**24  # numbers that are held at once where the tangents of weights are not stored
 _SAMPLES = 16  # drawn at a time where tangents per sample are not stored
 
 
@@ -27,7 +28,7 @@ class RowsBlock(Block):
     @property
     def is_small(self) -> bool:
         """Whether the block is one of few numbers, better multiplied together with others."""
-        return self._most_samples == 1 and self.num_tangents * self.dimension <= _SMALL
+        return self._most_samples == 1 and self.num_tangents * self.dimension <= SMALL
 
     def flat_rows(self) -> Tensor:
         """All tangents as ``[1 or b, K, n]``."""
@@ -113,6 +114,53 @@ class RedrawnBlock(RowsBlock):
     def rows(self, samples: slice | None = None) -> Tensor:
         return self._draw(self.request if samples is None else self.request.take(samples))
 
+    def row(self, k: int, samples: slice | None = None) -> Tensor | None:
+        request = self.request if samples is None else self.request.take(samples)
+        rows = self._source.draw_one(request, k)
+        return rows[0].to(self.dtype) if len(rows) else None
+
+    def gram(self) -> Tensor:
+        if not self._is_large:
+            return super().gram()
+        total = torch.zeros(
+            1, self.num_tangents, self.num_tangents, dtype=torch.float64, device=self.request.device
+        )
+        for place, rows in self._tiles(0):
+            for other, columns in self._tiles(place.stop):
+                total[0, place, other] = _products(rows, columns)
+                total[0, other, place] = total[0, place, other].mT
+            total[0, place, place] = _products(rows, rows)
+        return total
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        if not self._is_large:
+            return super().combine(coefficients)
+        dtype = self.request.dtype
+        combined = coefficients.new_zeros(coefficients.shape[1], self.dimension, dtype=dtype)
+        for place, rows in self._tiles(0):
+            combined.addmm_(coefficients[place].to(dtype).mT, rows.to(dtype))
+        return combined.view(-1, *self.request.shape)
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether all tangents of a weight are better not held at once."""
+        return self.request.batch is None and self.num_tangents * self.dimension > _LARGE
+
+    def _tiles(self, first: int) -> Iterator[tuple[slice, Tensor]]:
+        """The tangents from `first` on, as many ``[k, n]`` as are held at once, and their places.
+
+        The rows of one tile are gone before those of the next are drawn.
+        """
+        size = max(1, _LARGE // self.dimension)
+        for start in range(first, self.num_tangents, size):
+            stop = min(start + size, self.num_tangents)
+            rows = [self.row(k) for k in range(start, stop)]
+            zero = torch.zeros(1, 1, device=self.request.device, dtype=self.dtype)
+            zero = zero.expand(1, self.dimension)
+            tile = [zero if row is None else row.reshape(1, -1) for row in rows]
+            del rows
+            yield slice(start, stop), tile[0] if size == 1 else torch.cat(tile)
+
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
         count = self.request.batch
         if count is None or self.request.samples is None:
@@ -136,3 +184,11 @@ def gram_of(rows: Tensor) -> Tensor:
     """``V V^T`` in float64 for rows ``[1 or b, K, n]``."""
     rows = rows.double()
     return rows @ rows.mT
+
+
+def _products(rows: Tensor, columns: Tensor) -> Tensor:
+    """``rows @ columns^T`` in float64 for ``[k, n]`` and ``[m, n]``, some numbers at a time."""
+    size = max(1, _LARGE // 16)
+    pieces = [slice(start, start + size) for start in range(0, rows.shape[1], size)]
+    products = [rows[:, piece].double() @ columns[:, piece].double().mT for piece in pieces]
+    return torch.stack(products).sum(0)

@@ -64,6 +64,13 @@ class TangentSource(ABC):
         """One block of V that samples share, without an axis for them: some of it in factors."""
         return Factored([self.draw(request).squeeze(1)])
 
+    def draw_one(self, request: Request, k: int) -> Tensor:
+        """Row k of what `draw` returns, ``[1, 1 or b, *shape]``, or no row where it is missing.
+
+        A source that can draws no other row for it: a run with one tangent then holds one.
+        """
+        return self.draw(request)[k : k + 1]
+
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         """M for the Gram matrix ``V V^T`` ``[..., K, K]``; ``None`` is the identity.
 
@@ -182,6 +189,14 @@ class _SumOfSources(TangentSource):
         for source in self.sources:
             yield source, replace(request, first=first)
             first += source.num_tangents
+
+    def draw_one(self, request: Request, k: int) -> Tensor:
+        first = 0
+        for source in self.sources:
+            if k < first + source.num_tangents:
+                return source.draw_one(replace(request, first=request.first + first), k - first)
+            first += source.num_tangents
+        return self.draw(request)[k:]
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         mixed = torch.eye(self.num_tangents, dtype=gram.dtype, device=gram.device)

@@ -14,6 +14,7 @@ GradientName = Literal[
     "feedback",
     "local",
     "previous",
+    "mezo",
 ]
 # With guesses among the tangents: how many tangents they need at least.
 WITH_GUESSES = {"informed": 4, "feedback": 3, "local": 3, "previous": 3}

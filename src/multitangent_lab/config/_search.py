@@ -90,6 +90,11 @@ class SearchConfig(Settings):
                 "`gradient` should be one without guesses for functions, or previous. Found "
                 f"{self.gradient}. Try --gradient projection."
             )
+        if self.function is not None and self.gradient == "mezo":
+            raise ConfigError(
+                "`gradient` should be one of derivatives for functions. Found mezo. Try --gradient "
+                "single."
+            )
         if self.function is not None and self.gradient == "previous" and self.num_tangents < 2:
             raise ConfigError(
                 "`num_tangents` should be at least 2 for previous: the last gradient and others at "
@@ -106,7 +111,8 @@ class SearchConfig(Settings):
     def label(self) -> str:
         """What is searched, in short."""
         where = f"{self.function}-{self.dimension}" if self.function else self.dataset
-        tangents = "" if self.gradient in ("backpropagation", "single") else f"-{self.num_tangents}"
+        alone = self.gradient in ("backpropagation", "single", "mezo")
+        tangents = "" if alone else f"-{self.num_tangents}"
         return f"{where}-{self.gradient}{tangents}"
 
     @property

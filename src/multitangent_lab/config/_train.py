@@ -95,7 +95,8 @@ class TrainConfig(Settings):
 
     gradient: GradientName = "informed"
     """The gradient; single: the forward gradient of one tangent; informed, feedback, local,
-    previous: some of the K tangents are guesses, and one is the value itself."""
+    previous: some of the K tangents are guesses, and one is the value itself; mezo: finite
+    differences along one tangent of the weights."""
     learning_rate: float | Literal["auto"] | None = None
     """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
     set by the curvature along the steps."""
@@ -112,7 +113,7 @@ class TrainConfig(Settings):
         """
         config = self
         informed = config.gradient in WITH_GUESSES
-        if config.gradient == "single":
+        if config.gradient in ("single", "mezo"):
             config = replace(config, num_tangents=1)
         elif config.num_tangents is None or config.gradient == "backpropagation":
             count = _NUM_TANGENTS_WITH_GUESSES if informed else _NUM_TANGENTS
@@ -125,6 +126,15 @@ class TrainConfig(Settings):
                 )
             names = ("tangents", "perturb", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
+        if config.gradient == "mezo":
+            config = replace(
+                config,
+                perturb="weights",
+                tangents="normal",
+                share=None,
+                output=None,
+                simulated=False,
+            )
         if config.tangents == "low-rank" and config.perturb != "weights":
             raise ConfigError(
                 "`tangents` should be of full rank for activations, which are no matrices. Found "
@@ -172,7 +182,7 @@ class TrainConfig(Settings):
     @property
     def label(self) -> str:
         """The gradient's name, and the number of tangents if that is for the user to choose."""
-        alone = self.gradient in ("backpropagation", "single")
+        alone = self.gradient in ("backpropagation", "single", "mezo")
         return self.gradient if alone else f"{self.gradient}-{self.num_tangents}"
 
     @property

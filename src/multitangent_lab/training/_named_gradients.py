@@ -20,6 +20,7 @@ from multitangent import (
     Weights,
 )
 from multitangent.aggregation import Aggregator, Sum
+from multitangent.gradient import mezo
 from multitangent.objective import normalizes_batches
 from multitangent.perturbation import find_sites
 from multitangent.tangents import (
@@ -82,6 +83,8 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
     """Returns the gradient that `config` names."""
     if config.gradient == "backpropagation":
         return Backpropagation(model, loss)
+    if config.gradient == "mezo":
+        return mezo(model, loss, seed=config.seed)
     kind = SimulatedGradient if config.simulated else ForwardGradient
     config = config.resolved()
     assert config.share is not None

@@ -260,6 +260,7 @@ def test_never_finite(tmp_path):
         ({"trials": 0}, r"`trials` should be at least 1. Found 0"),
         ({"dimension": 0}, r"`dimension` should be at least 1. Found 0"),
         ({"function": "sphere", "gradient": "local"}, "`gradient` should be one without guesses"),
+        ({"function": "sphere", "gradient": "mezo"}, "`gradient` should be one of derivatives"),
         ({"sampler": "cmaes"}, "`sampler` should be one of tpe, gp, random, grid"),
         ({"function": "square"}, "`function` should be one of sphere"),
     ],

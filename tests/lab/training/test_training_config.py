@@ -106,6 +106,15 @@ def test_equal_runs_have_equal_hashes() -> None:
     assert single.resolved().num_tangents == 1
 
 
+def test_mezo_perturbs_weights_along_one_tangent() -> None:
+    mezo = TrainConfig(gradient="mezo", tangents="sphere", share="sample").resolved()
+    assert (mezo.perturb, mezo.num_tangents, mezo.label) == ("weights", 1, "mezo")
+    assert mezo.hash == TrainConfig(gradient="mezo", num_tangents=4).resolved().hash
+    wider = TrainConfig(gradient="mezo", width=1024).resolved()
+    assert mezo.learning_rate is not None and wider.learning_rate is not None
+    assert 0 < wider.learning_rate < mezo.learning_rate < 0.002
+
+
 def test_learning_rate_is_left_to_other_optimizers() -> None:
     assert TrainConfig(optimizer="Adam").resolved().learning_rate is None
     assert TrainConfig().resolved().learning_rate is not None

@@ -1,0 +1,174 @@
+"""The net for finite differences: what has to hold of runs whose losses are subtracted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from multitangent._structures import map_tensors
+from multitangent.engine import Trial, agree
+from multitangent.gradient._step import Problem
+from multitangent.gradient._verify import (
+    _SAMPLES,
+    _SAMPLES_OF_STATISTICS,
+    VerificationError,
+    _check_parameters,
+    _Comparison,
+    _double,
+    _in_double_precision,
+)
+from multitangent.objective import Batch, Objective, SavedState, kept_parameters
+from multitangent.perturbation import BoundPerturbation, Inject, LazyRun, Run
+from multitangent.tangents import Stream, Tangents
+
+_FAR = 1.0  # samples that do not depend on each other do not so over any distance
+_ROUNDING = 100  # times the precision of the losses
+
+
+def verify_differences(
+    problem: Problem,
+    bind: Callable[[Objective], BoundPerturbation],
+    objective: Objective,
+    batch: Batch,
+    stream: Stream,
+    trial: Trial,
+) -> None:
+    """See on a few samples whether losses may be subtracted. Nothing of it stays.
+
+    Two runs have to give the same losses, or their difference would be noise over epsilon. A step
+    has to leave in modules what one run leaves. Where values are of one sample each, the loss of a
+    sample must not change when the values of another one are moved, and the local steps have to
+    give the gradients of backpropagation, as far as that has one.
+
+    Args:
+        problem: What is differentiated and how, with an engine that runs a batch as a whole.
+        bind: Binds the perturbation to a model and a loss.
+        objective: The model and its loss.
+        batch: The whole batch.
+        stream: The random numbers of the step.
+        trial: What is known about batches of this kind.
+
+    Raises:
+        VerificationError: If the gradient would be wrong.
+    """
+    try:
+        _verify(problem, objective, batch, stream, trial)
+    except VerificationError:
+        with suppress(Exception):  # statistics of few samples can magnify rounding
+            exact = _in_double_precision(objective)
+            problem = replace(problem, perturbation=bind(exact))
+            batch = exact.batch(*map_tensors(_double, (batch.inputs, batch.target)))
+            _verify(problem, exact, batch, stream, trial)
+            return
+        raise
+
+
+def _verify(
+    problem: Problem, objective: Objective, batch: Batch, stream: Stream, trial: Trial
+) -> None:
+    few = _SAMPLES_OF_STATISTICS if trial.normalizes and batch.size > 3 else _SAMPLES
+    for samples in (few if batch.size > 1 else (0,), range(batch.size)):
+        full_precision = torch.autocast(batch.device.type, enabled=False)
+        with objective.preserved(), kept_parameters(objective.model), full_precision:
+            try:
+                part = batch.pick(samples)
+                part = objective.batch(part.inputs, part.target)
+                part = replace(part, shapes_of_few=trial.shapes)
+                _Differences(problem, objective, part, stream).compare()
+                return
+            except VerificationError:
+                raise
+            except Exception:  # such as of a model for batches of one size only
+                continue  # and of the whole batch, where the step will say so
+
+
+class _Differences(_Comparison):
+    """The comparison of a few samples."""
+
+    def compare(self) -> None:
+        """Raise `VerificationError` if anything differs."""
+        before = self.objective.saved_state()
+        run, tangents, found = self._forward()
+        after = self.objective.saved_state()
+        self._check_repeated(run, found.losses)
+        if run.per_sample and self.few.size > 1:
+            self._check_independence(run, tangents)
+        before.restore()
+        self._check_state(after)
+        before.restore()
+        if run.per_sample:
+            self._check_local_steps(run, tangents)
+
+    def _rerun(self, run: Run, inject: Inject) -> Tensor:
+        evaluate = run.evaluate_lazily if isinstance(run, LazyRun) else run.evaluate
+        with torch.no_grad():
+            return evaluate(run.batch, inject, self.problem.engine.statistics).losses
+
+    def _check_repeated(self, run: Run, primal: Tensor) -> None:
+        one, other = (self._rerun(run, _unchanged) for _ in range(2))
+        if not agree(one.to(primal.dtype), primal) or _differs(one, other):
+            raise VerificationError(
+                "`model` and `loss` should give the same losses whenever they see the same "
+                "samples, for differences to be taken of them. Found others in a second run. Try "
+                "to remove what changes from run to run, or `verify=False`."
+            )
+
+    def _check_independence(self, run: Run, tangents: Tangents) -> None:
+        """Raise if moving the values of the first sample changes the losses of others."""
+
+        def moved(value: Tensor, name: str, samples: slice) -> Tensor:
+            block = tangents.blocks.get(name)
+            row = None if block is None else block.row(0)
+            if row is None:
+                return value
+            value = value.clone()
+            value[0] += _FAR * row[0].to(value.dtype)
+            return value
+
+        losses = self._rerun(run, _unchanged), self._rerun(run, moved)
+        if _differs(*(of_run[1:] for of_run in losses)):
+            raise VerificationError(
+                "`model` and `loss` should treat every sample by itself where activations are "
+                "perturbed: a difference of losses belongs to one sample. Found that the "
+                f"activations of one change the losses of others, on {self.few.size} samples of "
+                "the batch. Try `perturb='weights'`, or `Activations(sites=[...])`."
+            )
+
+    def _check_state(self, after: SavedState) -> None:
+        """Raise if a step leaves something else in modules than one run of the model does."""
+        few = self.few.copied()
+        with torch.no_grad(), self.objective.mode(few, self.stream, "update"):
+            losses = self.objective.losses(self.objective.output(few), few)
+        names = self.objective.saved_state().differing(after, 1e-3)
+        if names and losses.isfinite().all():
+            raise VerificationError(
+                "A step should leave in modules what one run of the model leaves. Found something "
+                f"else in {', '.join(names)}. Try to keep it outside of the model, or "
+                "`verify=False`."
+            )
+
+    def _check_local_steps(self, run: Run, tangents: Tangents) -> None:
+        try:
+            true = self._reference(self._start()[0], tangents.blocks)
+        except RuntimeError:  # the loss has no derivative, or no function that leads to it
+            return
+        _check_parameters(self.objective, run.pullback(true.of_values), true)
+
+
+def _unchanged(value: Tensor, name: str, samples: slice) -> Tensor:
+    return value
+
+
+def _differs(one: Tensor, other: Tensor) -> bool:
+    """Whether losses differ by more than rounding."""
+    if one.shape != other.shape:
+        return True
+    if not one.is_floating_point():
+        return not torch.equal(one, other)
+    slack = _ROUNDING * torch.finfo(one.dtype).eps * one.abs().max() if one.numel() else 0.0
+    both = one.isfinite().all() & other.isfinite().all()
+    return bool(both & ((one - other).abs() > slack).any())
