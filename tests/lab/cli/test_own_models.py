@@ -62,17 +62,18 @@ def test_commands_of_the_page(command: str, folder: Path) -> None:
     assert json.loads((made / "result.json").read_text())["test_error"] is None
 
 
-def test_a_text_of_ones_own(folder: Path) -> None:
+def test_a_text_of_ones_own(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 300)
-    own = ["--data-file", "text.txt", "--gradient", "projection", "--level", "byte", "--epochs"]
-    gpt = ["train", "--model", "gpt", "--dataset", "text", "--config", "small.toml", *own]
-    values = []
-    for epochs, resume in (("1", []), ("2", ["--resume"])):
-        found = run(folder, *gpt, epochs, "--json", *resume)
-        assert found.returncode == 0, found.stderr
-        values.append(json.loads(found.stdout))
-    assert values[1]["epochs"] == 2
-    assert values[1]["validation_loss"] < values[0]["validation_loss"]
+    words = "train --model gpt --dataset text --config small.toml --data-file text.txt --json"
+    own = ["--gradient", "projection", "--level", "byte", "--epochs"]
+    assert main([*words.split(), *own, "1"]) == 0
+    assert main([*words.split(), *own, "2", "--resume"]) == 0
+    first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert second["epochs"] == 2
+    assert second["validation_loss"] < first["validation_loss"]
 
 
 @pytest.mark.parametrize(
