@@ -20,7 +20,7 @@ def run_train(config: TrainConfig, *, json: bool) -> dict[str, Any]:
     with progress_bars() as progress:
         result = train(config, [ProgressBar(progress, config.label)])
     if not json:
-        print(_sentence(result))
+        print(_sentence(result, config.loss_unit))
     return result.as_json()
 
 
@@ -30,23 +30,40 @@ def run_compare(config: CompareConfig, *, json: bool) -> dict[str, Any]:
         comparison = compare(config, lambda run: [ProgressBar(progress, run.label)])
     if not json:
         console = Console()
-        console.print(_table(comparison))
+        console.print(_table(comparison, config.loss_unit))
         console.print(f"curves: {comparison.run_dir / 'curves.png'}", soft_wrap=True)
     return comparison.as_json()
 
 
-def _sentence(result: TrainResult) -> str:
+def _sentence(result: TrainResult, unit: str) -> str:
+    if result.test_error is None or result.validation_error is None:
+        measured = (
+            f"test loss {result.test_loss:.4f}, validation loss {result.validation_loss:.4f}"
+            f"{unit and ' '}{unit}"
+        )
+    else:
+        measured = (
+            f"test error {result.test_error:.2%}, validation error {result.validation_error:.2%}"
+        )
     return (
-        f"test error {result.test_error:.2%}, "
-        f"validation error {result.validation_error:.2%} (epoch {result.best_epoch} of "
-        f"{result.epochs}), {result.seconds_per_epoch:.3g} s per epoch; {result.run_dir}"
+        f"{measured} (epoch {result.best_epoch} of {result.epochs}), "
+        f"{result.seconds_per_epoch:.3g} s per epoch; {result.run_dir}"
     )
 
 
-def _table(comparison: Comparison) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+def _table(comparison: Comparison, unit: str) -> Table:
+    measure = "error" if any(r.test_error is not None for r in comparison.results) else "loss"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=f"losses in {unit}" if unit else None)
     table.add_column("gradient", no_wrap=True)
-    for name in _NUMBERS:
+    for name in (
+        "K",
+        "learning\nrate",
+        "epochs",
+        f"validation\n{measure}",
+        f"test\n{measure}",
+        "s per\nepoch",
+        "time\nratio",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for result in comparison.results:
         ratio = comparison.time_ratio(result)
@@ -55,20 +72,13 @@ def _table(comparison: Comparison) -> Table:
             "" if result.num_tangents is None else str(result.num_tangents),
             f"{result.learning_rate:.3g}",
             str(result.epochs),
-            f"{result.validation_error:.2%}",
-            f"{result.test_error:.2%}",
+            _judged(result.validation_error, result.validation_loss),
+            _judged(result.test_error, result.test_loss),
             f"{result.seconds_per_epoch:.3f}",
             "" if ratio is None else f"{ratio:.2f}x",
         )
     return table
 
 
-_NUMBERS = (
-    "K",
-    "learning\nrate",
-    "epochs",
-    "validation\nerror",
-    "test\nerror",
-    "s per\nepoch",
-    "time\nratio",
-)
+def _judged(error: float | None, loss: float) -> str:
+    return f"{loss:.4f}" if error is None else f"{error:.2%}"

@@ -28,7 +28,7 @@ def progress_bars() -> Iterator[Progress]:
 
 
 class ProgressBar(Callback):
-    """Shows a run in `progress`: epochs, training loss, validation error.
+    """Shows a run in `progress`: epochs, training loss, validation error or loss.
 
     Args:
         progress: The display.
@@ -54,11 +54,16 @@ class ProgressBar(Callback):
         self.progress.advance(self.task)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loss, error = (trainer.callback_metrics[n] for n in ("train_loss", "validation_error"))
+        measured = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        validated = (
+            f"error {measured['validation_error']:.1%}"
+            if "validation_error" in measured
+            else f"validation {measured['validation_loss']:.3f}"
+        )
         self.progress.update(
             self.task,
             epoch=trainer.current_epoch + 1,
-            status=f"loss {loss.item():.3f}  error {error.item():.1%}",
+            status=f"loss {measured['train_loss']:.3f}  {validated}",
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from multitangent_lab._errors import ConfigError
 from multitangent_lab.config._bench import BenchConfig
+from multitangent_lab.config._choices import check_sources
 from multitangent_lab.config._fuzz import FuzzConfig
 from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
 from multitangent_lab.config._learning_rates import default_learning_rate
@@ -27,5 +28,6 @@ __all__ = [
     "SuggestConfig",
     "TrainConfig",
     "as_json",
+    "check_sources",
     "default_learning_rate",
 ]

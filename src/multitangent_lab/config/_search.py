@@ -15,14 +15,10 @@ from tyro.conf import Suppress
 
 from multitangent_lab._errors import ConfigError
 from multitangent_lab.config._checks import check_fields
+from multitangent_lab.config._choices import with_implied
 from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
-from multitangent_lab.config._train import (
-    AT_LEAST,
-    Settings,
-    TrainConfig,
-    as_json,
-    config_hash,
-)
+from multitangent_lab.config._settings import AT_LEAST, Settings
+from multitangent_lab.config._train import TrainConfig, as_json, config_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +62,9 @@ class SearchConfig(Settings):
     """How tangents are drawn."""
     perturb: Suppress[Literal["activations", "weights"]] = "activations"
     """What tangents are directions of."""
-    optimizer: Suppress[str] = "SGD"
-    """Any optimizer of torch.optim, by name."""
+    optimizer: Suppress[str | None] = None
+    """Any optimizer of torch.optim, by name; by default SGD for the paper's networks, else
+    AdamW."""
     seed: Suppress[int] = 0
     """Seed of the initial weights, the order of the data, the tangents and the rates tried."""
     device: Suppress[Literal["auto", "cpu", "cuda"]] = "auto"
@@ -102,15 +99,19 @@ class SearchConfig(Settings):
             )
 
     def resolved(self) -> SearchConfig:
-        """Returns an equal configuration in which the folder is filled in."""
-        if self.run_dir is not None:
-            return self
-        return replace(self, run_dir=Path("runs", f"search-{self.label}-{self.hash}"))
+        """Returns an equal configuration in which what is implied is filled in.
+
+        Raises:
+            ConfigError: The settings do not fit each other.
+            DataError: The text can not be read.
+        """
+        folder = self.run_dir or Path("runs", f"search-{self.label}-{self.hash}")
+        return replace(with_implied(self), run_dir=folder)
 
     @property
     def label(self) -> str:
         """What is searched, in short."""
-        where = f"{self.function}-{self.dimension}" if self.function else self.dataset
+        where = f"{self.function}-{self.dimension}" if self.function else self.data_name
         alone = self.gradient in ("backpropagation", "single", "mezo")
         tangents = "" if alone else f"-{self.num_tangents}"
         return f"{where}-{self.gradient}{tangents}"
@@ -118,10 +119,11 @@ class SearchConfig(Settings):
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits, the same for the same search on every machine."""
-        names = ["storage", "data_dir", "device", "run_dir"]
+        names = ["storage", "data_dir", "data_file", "device", "run_dir"]
         if self.sampler != "grid":  # other samplers go on where one has stopped
             names += ["trials", "sampler"]
-        return config_hash({name: v for name, v in as_json(self).items() if name not in names})
+        values = as_json(with_implied(self))
+        return config_hash({name: v for name, v in values.items() if name not in names})
 
     def train_config(self, learning_rate: float, run_dir: Path | None) -> TrainConfig:
         """Returns the training run with a learning rate."""

@@ -13,71 +13,13 @@ from tyro.conf import Suppress
 
 from multitangent_lab._errors import ConfigError
 from multitangent_lab._hashes import digest, without_defaults
-from multitangent_lab.config._checks import check_fields
+from multitangent_lab.config._choices import PAPER, with_implied
 from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
 from multitangent_lab.config._learning_rates import default_learning_rate
+from multitangent_lab.config._settings import Settings
 
 _NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES = 16, 8
-
-
-# The smallest value of every whole number.
-AT_LEAST = dict.fromkeys(
-    ("width", "hidden_layers", "num_tangents", "images", "batch_size", "epochs", "patience"), 1
-) | {"seed": 0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a run and a comparison of runs have in common."""
-
-    dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10"] = "digits"
-    """Data set; digits needs neither files nor a network."""
-    data_dir: Path | None = None
-    """Folder of the data; by default $MULTITANGENT_DATA, else the user's cache folder."""
-    model: Literal["fc", "resnet18", "vit"] = "fc"
-    """The paper's networks: fully connected, residual, vision transformer."""
-    width: int = 256
-    """Width of the hidden layers of fc."""
-    hidden_layers: Suppress[int] = 2
-    """How many hidden layers fc has, two in the paper."""
-    num_tangents: int | None = None
-    """K, the number of tangents per step; by default 16, and 8 with guesses among them."""
-    tangents: Literal["normal", "rademacher", "sphere", "orthogonal", "low-rank"] = "normal"
-    """How tangents are drawn; low-rank, products of two vectors: of weights only."""
-    perturb: Literal["activations", "weights"] = "activations"
-    """What tangents are directions of."""
-    share: Suppress[Literal["batch", "sample"] | None] = None
-    """Whether the samples of a batch share their random tangents (activations only); by default
-    they do, as in the paper, except beside guesses."""
-    output: Suppress[Literal["perturbed", "exact"] | None] = None
-    """Whether the logits are perturbed too, as in the paper and by default, or use the loss's own
-    derivative, as by default beside guesses (activations only)."""
-    gain: Suppress[float | Literal["auto"]] = "auto"
-    """Beside guesses: the share of what they miss that the random tangents bring back."""
-    images: Suppress[int | None] = None
-    """How many training images to use, and a quarter as many to validate; by default all."""
-    recalibrate: Suppress[bool] = False
-    """Whether batch normalisation takes its statistics anew before every validation; always beside
-    guesses."""
-    simulated: Suppress[bool] = False
-    """Whether directional derivatives are computed from backpropagation, to study large K."""
-    optimizer: str = "SGD"
-    """Any optimizer of torch.optim, by name."""
-    batch_size: int = 64
-    """Samples per step."""
-    epochs: int = 200
-    """Epochs at most."""
-    patience: Suppress[int] = 10
-    """Epochs without a better validation loss after which to stop."""
-    seed: int = 0
-    """Seed of the initial weights, the order of the data and the tangents."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: on the GPU if there is one."""
-    run_dir: Path | None = None
-    """Folder for what is produced; by default below runs/, named after the configuration."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, AT_LEAST)
+_GPT_RATE = 0.0015  # of AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +50,15 @@ class TrainConfig(Settings):
     def resolved(self) -> "TrainConfig":
         """Returns an equal configuration in which what is implied is filled in.
 
-        That is the learning rate for SGD, the folder, and the values that do not matter to
-        `gradient`, so that equal runs have equal configurations.
+        That is the optimizer, the learning rate for SGD and for gpt, the folder, the checksums of
+        text and code, and the values that do not matter to `gradient`, so that equal runs have
+        equal configurations.
+
+        Raises:
+            ConfigError: The settings do not fit each other.
+            DataError: The text can not be read.
         """
-        config = self
+        config = with_implied(self)
         informed = config.gradient in WITH_GUESSES
         if config.gradient in ("single", "mezo"):
             config = replace(config, num_tangents=1)
@@ -150,16 +97,29 @@ class TrainConfig(Settings):
             recalibrate=config.recalibrate or informed,
         )
         assert config.num_tangents is not None
-        if config.learning_rate is None and config.optimizer == "SGD":
-            rate = default_learning_rate(
-                config.dataset, config.gradient, config.num_tangents, config.model, config.width
-            )
-            config = replace(config, learning_rate=rate)
+        if config.learning_rate is None:
+            config = replace(config, learning_rate=config._known_rate())
         if config.run_dir is None:
             same = replace(config, epochs=_DEFAULTS.epochs)  # continued, a run has more of them
-            name = f"{config.dataset}-{config.label}-{same.hash}"
+            name = f"{config.data_name}-{config.label}-{same.hash}"
             config = replace(config, run_dir=Path("runs", name))
         return config
+
+    def _known_rate(self) -> float | None:
+        """A learning rate that is known to suit, or none for torch's own."""
+        if self.model == "gpt" and self.optimizer == "AdamW":
+            return _GPT_RATE
+        if self.optimizer != "SGD":
+            return None
+        if self.model not in PAPER:
+            raise ConfigError(
+                f"`learning_rate` should be given for SGD and the model {self.model}: none is "
+                "known. Found none. Try --learning-rate 0.1, or the default optimizer, AdamW."
+            )
+        assert self.num_tangents is not None
+        return default_learning_rate(
+            self.dataset, self.gradient, self.num_tangents, self.model, self.width
+        )
 
     def _check_guesses(self) -> None:
         needed = WITH_GUESSES[self.gradient]
@@ -168,6 +128,12 @@ class TrainConfig(Settings):
                 f"`num_tangents` should be at least {needed} for the gradient {self.gradient}: "
                 f"guesses, the value itself, and others at random. Found {self.num_tangents}. Try "
                 f"--num-tangents {_NUM_TANGENTS_WITH_GUESSES}, or projection in its place."
+            )
+        if self.gradient == "feedback" and self.dataset == "text":
+            raise ConfigError(
+                "`gradient` should not be feedback for a text: it would learn a matrix from every "
+                "output of every token to every activation. Found feedback. Try informed, previous "
+                "or projection in its place."
             )
         if self.gain != "auto" and self.gain > 1:
             raise ConfigError(
@@ -219,7 +185,7 @@ class CompareConfig(Settings):
         if self.run_dir is not None:
             return self
         digits = sha256("".join(run.hash for run in self.runs()).encode()).hexdigest()[:12]
-        return replace(self, run_dir=Path("runs", f"compare-{self.dataset}-{digits}"))
+        return replace(self, run_dir=Path("runs", f"compare-{self.data_name}-{digits}"))
 
     def runs(self) -> tuple[TrainConfig, ...]:
         """Returns the runs, each to be continued if it was begun before."""
@@ -246,5 +212,8 @@ def as_json(config: Settings) -> dict[str, Any]:
 
 
 _DEFAULTS = Settings()
-_LATER = ("gain", "hidden_layers", "images", "recalibrate")
-_PLACES = ("data_dir", "device", "run_dir", "resume", "tensorboard")
+_LATER = (
+    "gain", "hidden_layers", "images", "recalibrate", "data", "level", "context", "embedding",
+    "blocks", "heads", "text_hash", "code_hash",
+)  # fmt: skip
+_PLACES = ("data_dir", "data_file", "device", "run_dir", "resume", "tensorboard")

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from multitangent_lab._errors import DataError
-from multitangent_lab.data._datasets import Split
+from multitangent_lab.data._samples import Samples
 
 
 @dataclass(eq=False)
 class Batches:
-    """Iterates over a split in batches of `(images, labels)`, indexed directly in memory.
+    """Iterates over a split in batches of `(inputs, targets)`.
 
     The order is a function of `(seed, epoch)` and nothing else, so a run resumed at an epoch sees
     the batches it would have seen. The epoch is 0 until `set_epoch` is called: iterating again
@@ -43,7 +43,7 @@ class Batches:
         (torch.Size([62, 1, 8, 8]), torch.Size([62]))
     """
 
-    split: Split
+    split: Samples
     batch_size: int
     _: KW_ONLY
     shuffle: bool
@@ -76,10 +76,10 @@ class Batches:
         order = self._order()
         for batch in range(len(self)):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self.split.images[indices], self.split.labels[indices]
+            yield self.split[indices]
 
     def _order(self) -> Tensor:
-        count, device = len(self.split), self.split.labels.device
+        count, device = len(self.split), self.split.device
         if not self.shuffle:
             return torch.arange(count, device=device)
         # Drawn on the CPU, so the order does not depend on the device.

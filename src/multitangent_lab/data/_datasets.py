@@ -4,13 +4,17 @@ import math
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multitangent_lab._errors import DataError
 from multitangent_lab.data._holdout import holdout
+from multitangent_lab.data._own import OwnData
 from multitangent_lab.data._raw import DATASET_NAMES, Raw, read_raw
+from multitangent_lab.data._samples import Loss
+from multitangent_lab.data._text import Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +29,20 @@ class Split:
     images: Tensor
     labels: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels at `indices`, `[B]`."""
+        return self.images[indices], self.labels[indices]
+
+    def first(self, count: int) -> "Split":
+        """The first `count` samples, or all of them if there are fewer."""
+        return Split(self.images[:count], self.labels[:count])
 
     def __repr__(self) -> str:
         images, labels = tuple(self.images.shape), tuple(self.labels.shape)
@@ -60,6 +76,18 @@ class Dataset:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def loss(self) -> Loss:
+        return nn.CrossEntropyLoss()
+
+    @property
+    def has_classes(self) -> bool:
+        return True
+
+    @property
+    def evaluation_batch(self) -> int:
+        return 1000
 
 
 def load_dataset(
@@ -142,13 +170,16 @@ def load_dataset(
     )
 
 
-def first_images(dataset: Dataset, count: int | None) -> Dataset:
+_Data = TypeVar("_Data", Dataset, Text, OwnData)
+
+
+def first_images(dataset: _Data, count: int | None) -> _Data:
     """Returns a data set with less to train on and to validate with; the test stays whole.
 
     Args:
-        dataset: The data set.
-        count: How many training images are left, and a quarter as many for validation: the first
-            ones, which are in no order. All of them if there are fewer, or for `None`.
+        dataset: The data set, of images or other samples.
+        count: How many training samples are left, and a quarter as many for validation: the first
+            ones; images are in no order. All of them if there are fewer, or for `None`.
 
     Examples:
         >>> from multitangent_lab.data import load_dataset
@@ -158,11 +189,7 @@ def first_images(dataset: Dataset, count: int | None) -> Dataset:
     """
     if count is None:
         return dataset
-
-    def first(split: Split, count: int) -> Split:
-        return Split(split.images[:count], split.labels[:count])
-
-    train, validation = first(dataset.train, count), first(dataset.validation, -(-count // 4))
+    train, validation = dataset.train.first(count), dataset.validation.first(-(-count // 4))
     return replace(dataset, train=train, validation=validation)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from multitangent_lab.models._transformer_block import TransformerBlock
 
 
 def vision_transformer(
@@ -58,7 +59,7 @@ def vision_transformer(
             f"should be at least 2. Found {patch_size}, {image_size}, {heads}, {hidden}, {layers}."
         )
     tokens = (image_size // patch_size) ** 2 + 1
-    encoder = [_EncoderLayer(hidden, heads, mlp, dropout) for _ in range(layers)]
+    encoder = [TransformerBlock(hidden, heads, mlp, dropout) for _ in range(layers)]
     first = nn.Sequential(_Patches(in_channels, patch_size, tokens, hidden), encoder[0])
     head = nn.Linear(hidden, num_classes)
     last = nn.Sequential(encoder[-1], _ClassToken(), nn.LayerNorm(hidden), head)
@@ -79,37 +80,6 @@ class _Patches(nn.Module):
         patches = self.embed(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1)
         return tokens + self.positions
-
-
-class _EncoderLayer(nn.Module):
-    """Attention and a perceptron, each behind a normalisation and beside a shortcut."""
-
-    def __init__(self, hidden: int, heads: int, mlp: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(hidden)
-        self.query_key_value = nn.Linear(hidden, 3 * hidden)
-        self.project = nn.Linear(hidden, hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(hidden)
-        self.mlp = nn.Sequential(
-            nn.Linear(hidden, mlp),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(mlp, hidden),
-            nn.Dropout(dropout),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.project(self._attend(self.norm1(x))))
-        return x + self.mlp(self.norm2(x))
-
-    def _attend(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.query_key_value(x).chunk(3, dim=-1)
-        )
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class _ClassToken(nn.Module):

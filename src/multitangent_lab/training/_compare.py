@@ -71,9 +71,9 @@ def compare(
     results = tuple(train(run, [*callbacks(run), _quality_file(run)]) for run in runs)
     comparison = Comparison(run_dir=folder, results=results)
     width = f" of width {config.width}" if config.model == "fc" else ""
-    title = f"{config.model}{width} on {config.dataset}"
+    title = f"{config.model}{width} on {config.data_name}"
     curves = {run.label: result.metrics() for run, result in zip(runs, results, strict=True)}
-    draw_curves(curves, folder / "curves.png", title)
+    draw_curves(curves, folder / "curves.png", title, loss_unit=config.loss_unit)
     assessed = {run.label: _quality_file(run).path for run in runs}
     tables = {label: read_csv(path) for label, path in assessed.items() if path.exists()}
     if tables:

@@ -8,33 +8,44 @@ from torch.optim import Optimizer
 
 from multitangent import AutoStep, NonFiniteError
 from multitangent_lab._errors import NonFiniteLoss
-from multitangent_lab.data import Batches
+from multitangent_lab.data import Batches, Loss
 from multitangent_lab.training._named_gradients import Gradient
 
 
 class GradientModule(LightningModule):
-    """Trains a classifier with any gradient, in lightning's manual optimization.
+    """Trains a model with any gradient, in lightning's manual optimization.
 
-    Logs `train_loss`, the mean over the epoch's samples of the loss at each step, and the loss
-    and the share of wrong answers as `validation_loss`, `validation_error`, `test_loss` and
-    `test_error`. Checkpoints contain the state of the gradient.
+    Logs `train_loss`, the mean over the epoch's samples of the loss at each step, and
+    `validation_loss` and `test_loss`, means over samples. Where samples have classes it logs the
+    share of wrong answers as `validation_error` and `test_error`. Checkpoints contain the state of
+    the gradient.
 
     Args:
-        model: From images `[B, C, H, W]` to logits `[B, classes]`.
+        model: From inputs to what the loss takes, such as logits `[B, classes]`.
         gradient: `ForwardGradient(model, ...)` or what behaves like it.
         optimizer: An optimizer of the model's parameters.
+        loss: From outputs and targets to one number per sample, or to their mean.
+        has_classes: Whether answers are right or wrong.
 
     Raises:
         NonFiniteLoss: While training or validating, if the loss becomes infinite or NaN.
     """
 
-    def __init__(self, model: nn.Module, gradient: Gradient, optimizer: Optimizer) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        gradient: Gradient,
+        optimizer: Optimizer,
+        loss: Loss,
+        has_classes: bool,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.gradient = gradient
         self.optimizer = optimizer
-        self.loss = nn.CrossEntropyLoss()
+        self.loss = loss
+        self.has_classes = has_classes
 
     @property
     def learning_rate(self) -> float:
@@ -55,7 +66,7 @@ class GradientModule(LightningModule):
         try:
             loss = self.gradient(*batch)
         except NonFiniteError as error:
-            self._check_finite("train_loss", self.loss(self.model(batch[0]), batch[1]))
+            self._check_finite("train_loss", self.loss(self.model(batch[0]), batch[1]).mean())
             raise self._not_finite("derivatives of train_loss", "other values") from error
         self._log("train_loss", loss, batch)
         optimizer.step()
@@ -67,10 +78,11 @@ class GradientModule(LightningModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, name: str, batch: tuple[Tensor, Tensor]) -> None:
-        images, labels = batch
-        logits = self.model(images)
-        self._log(f"{name}_loss", self.loss(logits, labels), batch)
-        self._log(f"{name}_error", (logits.argmax(1) != labels).float().mean(), batch)
+        inputs, targets = batch
+        outputs = self.model(inputs)
+        self._log(f"{name}_loss", self.loss(outputs, targets).mean(), batch)
+        if self.has_classes:
+            self._log(f"{name}_error", (outputs.argmax(1) != targets).float().mean(), batch)
 
     def _log(self, name: str, value: Tensor, batch: tuple[Tensor, Tensor]) -> None:
         self._check_finite(name, value)

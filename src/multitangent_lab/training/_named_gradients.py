@@ -32,6 +32,7 @@ from multitangent.tangents import (
     TangentSource,
 )
 from multitangent_lab.config import WITH_GUESSES, TrainConfig
+from multitangent_lab.data import Loss
 
 
 class Gradient(Protocol):
@@ -52,7 +53,7 @@ class Backpropagation:
 
     Args:
         model: The model.
-        loss: From outputs and targets to a scalar.
+        loss: From outputs and targets to one number per sample, or to their mean.
 
     Examples:
         >>> import torch
@@ -63,12 +64,12 @@ class Backpropagation:
         (False, torch.Size([2, 3]))
     """
 
-    def __init__(self, model: nn.Module, loss: nn.Module) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         self.model = model
         self.loss = loss
 
     def __call__(self, inputs: Tensor, target: Tensor, /) -> Tensor:
-        value: Tensor = self.loss(self.model(inputs), target)
+        value: Tensor = self.loss(self.model(inputs), target).mean()
         value.backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
@@ -79,8 +80,17 @@ class Backpropagation:
         pass
 
 
-def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gradient:
-    """Returns the gradient that `config` names."""
+def build_gradient(
+    config: TrainConfig, model: nn.Module, loss: Loss, *, has_classes: bool = True
+) -> Gradient:
+    """Returns the gradient that `config` names.
+
+    Args:
+        config: The configuration.
+        model: The model.
+        loss: From outputs and targets to one number per sample, or to their mean.
+        has_classes: Whether a sample has one class as its target.
+    """
     if config.gradient == "backpropagation":
         return Backpropagation(model, loss)
     if config.gradient == "mezo":
@@ -97,7 +107,13 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
         layers = len(find_sites(model)) if config.perturb == "activations" else 0
         layers -= config.output == "exact"
         normalized = any(normalizes_batches(module) for module in model.modules())
-        guesses = guessing(config.gradient, config.num_tangents, layers, own_value=not normalized)
+        guesses = guessing(
+            config.gradient,
+            config.num_tangents,
+            layers,
+            own_value=not normalized,
+            few_outputs=has_classes,
+        )
         tangents = ScaledByRMS(random(config.num_tangents - guesses.num_tangents)) + guesses
         aggregator: Aggregator = ControlVariate(config.gain)
     else:
@@ -114,7 +130,12 @@ def build_gradient(config: TrainConfig, model: nn.Module, loss: nn.Module) -> Gr
 
 
 def guessing(
-    gradient: str, num_tangents: int, layers: int, *, own_value: bool = True
+    gradient: str,
+    num_tangents: int,
+    layers: int,
+    *,
+    own_value: bool = True,
+    few_outputs: bool = True,
 ) -> TangentSource:
     """Returns the guesses among K tangents.
 
@@ -128,6 +149,8 @@ def guessing(
         own_value: Whether the value itself is among the tangents. Where batch normalisation
             follows, the loss does not depend on the value's scale, which constant statistics do not
             show.
+        few_outputs: Whether `informed` may learn a matrix for every output, as for classes. Else,
+            as for the logits of every token, its guess is the running mean.
 
     Examples:
         >>> guessing("feedback", 8, 2)
@@ -136,7 +159,7 @@ def guessing(
     others = (gradient == "informed") + own_value
     count = max(1, min(layers, num_tangents - _LEFT_TO_CHANCE - others))
     sources: Mapping[str, Callable[[], TangentSource]] = {
-        "informed": lambda: Feedback(count) + LocalLoss(),
+        "informed": lambda: Feedback(count) + LocalLoss() if few_outputs else RunningMean(),
         "feedback": lambda: Feedback(count),
         "local": lambda: LocalLoss(count),
         "previous": RunningMean,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 class TrainResult:
     """The outcome of a run; errors are shares of wrong answers, losses means over samples.
 
+    There is no error where samples have no classes, as those of a text.
+
     Args:
         run_dir: The folder with `config.toml`, `versions.json`, `metrics.csv`, `checkpoints/`,
             `curves.png` and `result.json`, which holds these fields.
@@ -22,9 +24,9 @@ class TrainResult:
         epochs: Epochs trained.
         best_epoch: The epoch with the lowest validation loss, which was tested.
         validation_loss: Its validation loss.
-        validation_error: Its validation error.
+        validation_error: Its validation error; None where there is none.
         test_loss: Its test loss.
-        test_error: Its test error.
+        test_error: Its test error; None where there is none.
         seconds_per_epoch: Median time that an epoch spent in training steps.
     """
 
@@ -35,9 +37,9 @@ class TrainResult:
     epochs: int
     best_epoch: int
     validation_loss: float
-    validation_error: float
+    validation_error: float | None
     test_loss: float
-    test_error: float
+    test_error: float | None
     seconds_per_epoch: float
 
     def metrics(self) -> "DataFrame":

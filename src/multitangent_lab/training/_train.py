@@ -14,11 +14,12 @@ from multitangent import AutoStep
 from multitangent.gradient import GradientEstimator
 from multitangent_lab._files import write_text
 from multitangent_lab.config import TrainConfig
-from multitangent_lab.data import Dataset, first_images, load_dataset
+from multitangent_lab.data import Dataset, OwnData, Text
 from multitangent_lab.models import build_model
 from multitangent_lab.training._callbacks import MetricsFile
 from multitangent_lab.training._curves import draw_curves
-from multitangent_lab.training._data import DatasetModule
+from multitangent_lab.training._data import DatasetModule, load_data
+from multitangent_lab.training._model import language_model, own_model
 from multitangent_lab.training._module import GradientModule
 from multitangent_lab.training._named_gradients import build_gradient
 from multitangent_lab.training._optimizers import build_optimizer
@@ -70,6 +71,9 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> 
         last, best = (checkpoint(folder, name) for name in ("last", "best"))
         module, data, trainer = _prepared(config, folder, [*callbacks, *extras])
         begin(config, folder)
+        if isinstance(data.dataset, Text):
+            described = json.dumps(data.dataset.description(), indent=2)
+            write_text(folder / "data.json", described + "\n")
         trainer.fit(module, data, ckpt_path=last if last.exists() else None)
         rows = metrics.rows  # as of now: the best checkpoint brings its own
         (tested,) = trainer.test(module, data, ckpt_path=best, verbose=False)
@@ -82,12 +86,12 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> 
         epochs=len(rows),
         best_epoch=int(best_row["epoch"]),
         validation_loss=best_row["validation_loss"],
-        validation_error=best_row["validation_error"],
+        validation_error=best_row.get("validation_error"),
         test_loss=tested["test_loss"],
-        test_error=tested["test_error"],
+        test_error=tested.get("test_error"),
         seconds_per_epoch=median(row["seconds"] for row in rows),
     )
-    draw_curves({config.label: result.metrics()}, folder / "curves.png")
+    draw_curves({config.label: result.metrics()}, folder / "curves.png", loss_unit=config.loss_unit)
     write_text(folder / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
     return result
 
@@ -99,7 +103,7 @@ def evaluate_best(config: TrainConfig) -> dict[str, float]:
         config: What was trained.
 
     Returns:
-        `test_loss` and `test_error`.
+        `test_loss`, and `test_error` where samples have classes.
 
     Raises:
         FileNotFoundError: No epoch has ended yet.
@@ -117,29 +121,40 @@ def _prepared(
     config: TrainConfig, folder: Path, callbacks: Sequence[Callback]
 ) -> tuple[GradientModule, DatasetModule, Trainer]:
     device = choose_device(config)
-    dataset = first_images(
-        load_dataset(config.dataset, config.data_dir, device=device), config.images
-    )
+    dataset = load_data(config, device)
     module = _build_module(config, dataset, device)
     data = DatasetModule(dataset, config.batch_size, config.seed)
     return module, data, build_trainer(config, device, folder, callbacks)
 
 
-def _build_module(config: TrainConfig, dataset: Dataset, device: torch.device) -> GradientModule:
+def _build_module(
+    config: TrainConfig, dataset: Dataset | Text | OwnData, device: torch.device
+) -> GradientModule:
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU: the same on every device
         torch.manual_seed(config.seed)
-        model = build_model(
-            config.model,
-            dataset.image_shape,
-            dataset.num_classes,
-            width=config.width,
-            hidden_layers=config.hidden_layers,
-        )
+        model = _build_model(config, dataset)
     model.to(device)
-    gradient = build_gradient(config, model, nn.CrossEntropyLoss())
+    classes = dataset.has_classes
+    gradient = build_gradient(config, model, dataset.loss, has_classes=classes)
     rate = 1.0 if config.learning_rate == "auto" else config.learning_rate
+    assert config.optimizer is not None
     optimizer = build_optimizer(config.optimizer, model.parameters(), rate)
     if config.learning_rate == "auto":
         assert isinstance(gradient, GradientEstimator)
         optimizer = AutoStep(optimizer, gradient)
-    return GradientModule(model, gradient, optimizer)
+    return GradientModule(model, gradient, optimizer, dataset.loss, classes)
+
+
+def _build_model(config: TrainConfig, dataset: Dataset | Text | OwnData) -> nn.Module:
+    if ":" in config.model:
+        return own_model(config.model, dataset)
+    if isinstance(dataset, Text):
+        return language_model(config, dataset)
+    assert isinstance(dataset, Dataset)
+    return build_model(
+        config.model,
+        dataset.image_shape,
+        dataset.num_classes,
+        width=config.width,
+        hidden_layers=config.hidden_layers,
+    )
