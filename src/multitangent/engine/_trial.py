@@ -38,11 +38,13 @@ class Trial:
     Attributes:
         micro_batch: How many samples' tangents fit the budget: the whole batch, or a power of two.
         shapes: Of the perturbed values, by name.
-        is_whole: Whether a batch has to be run as a whole, since the model writes into parameters.
+        is_whole: Whether a batch has to be run as a whole, since the model writes into parameters,
+            or the loss is one number for the batch.
         has_state: Whether modules may keep something from one run to the next.
         normalizes: Whether batch normalisation in training mode may happen.
         is_plain: Whether parts of a batch need nothing of the whole: no random numbers, no
             statistics, and nothing that modules keep from one run to the next.
+        writes: Whether the model writes into parameters.
     """
 
     micro_batch: int
@@ -51,6 +53,7 @@ class Trial:
     has_state: bool = True
     normalizes: bool = True
     is_plain: bool = False
+    writes: bool = False
 
 
 def run_few(
@@ -89,12 +92,19 @@ def run_few(
         before.restore()
     fitting = _budget(batch) / max(notes.bytes / few.size * source.num_tangents, 1)
     size = 2 ** int(log2(max(fitting, 1)))  # kernels prefer even numbers
-    if fitting >= batch.size or few.is_written or written:
+    of_batch = objective.loss.is_of_batch
+    if fitting >= batch.size or few.is_written or written or of_batch:
         size = batch.size
     writes = bool(written) or few.is_written
     coupled = has_state or writes or notes.is_random or notes.normalizes
     return Trial(
-        size, notes.shapes, bool(written), has_state, notes.normalizes, is_plain=not coupled
+        size,
+        notes.shapes,
+        bool(written) or of_batch,
+        has_state,
+        notes.normalizes,
+        is_plain=not coupled,
+        writes=bool(written),
     )
 
 

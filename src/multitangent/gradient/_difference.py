@@ -14,7 +14,7 @@ from multitangent.engine import Engine, FiniteDifferences, Trial
 from multitangent.gradient._estimator import GradientEstimator
 from multitangent.gradient._step import Step
 from multitangent.gradient._verify_differences import verify_differences
-from multitangent.objective import Batch, Objective
+from multitangent.objective import Batch
 from multitangent.perturbation import Weights
 from multitangent.tangents import Normal, Stream
 
@@ -113,10 +113,6 @@ class DifferenceGradient(GradientEstimator):
                 "have no derivatives of their own. Found 'coupled'. Try `perturb='weights'`."
             )
 
-    def _make_objective(self) -> Objective:
-        takes_scalar = isinstance(self.perturb, Weights)  # derivatives are of the batch's loss
-        return Objective(self.model, self.loss, takes_scalar=takes_scalar)
-
     def _engine(self, trial: Trial) -> Engine:
         return FiniteDifferences(
             self.epsilon,
@@ -124,7 +120,7 @@ class DifferenceGradient(GradientEstimator):
             self.statistics,
             primal_run=self.primal_run or self._loss_is_trained,
             is_plain=trial.is_plain,
-            starts_after=trial.is_whole,
+            starts_after=trial.writes,
         )
 
     def _learned(self, result: Step) -> dict[nn.Parameter, Tensor]:

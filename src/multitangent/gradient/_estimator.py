@@ -31,7 +31,7 @@ from multitangent.gradient._diagnostics import Diagnostics, diagnose
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
 from multitangent.objective import Batch, Objective, shapes
-from multitangent.perturbation import Perturbation
+from multitangent.perturbation import Perturbation, Weights
 from multitangent.tangents import Normal, Stream, TangentSource
 
 
@@ -68,7 +68,8 @@ class GradientEstimator(ABC):
         self.verify = verify
         self.step = 0
         self._source = self.tangents.init()
-        self._objective = self._make_objective()
+        of_batch = isinstance(self.perturb, Weights)  # derivatives are those of the batch's loss
+        self._objective = Objective(model, loss, takes_scalar=of_batch)
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
         self._last_batch: tuple[Batch, Stream] | None = None
         self._sizes: dict[str, int] | None = None  # of what the last step perturbed
@@ -78,22 +79,19 @@ class GradientEstimator(ABC):
     def _engine(self, trial: Trial) -> Engine:
         """How directional derivatives are obtained."""
 
-    def _make_objective(self) -> Objective:
-        """How a batch runs through the model to losses."""
-        return Objective(self.model, self.loss)
-
     def _verified_trial(self, batch: Batch, stream: Stream, trial: Trial) -> Trial:
         """What is known about batches of this kind, after a comparison that may find faults."""
         return verify(
             self._problem(), self.perturb.bind, self._objective, self._engine, batch, stream, trial
         )
 
-    def __call__(self, inputs: Any, target: Any) -> Tensor:
+    def __call__(self, inputs: Any, target: Any = None) -> Tensor:
         """Fill ``.grad`` of every trainable parameter, adding to what is there.
 
         Args:
             inputs: The model's input, ``[B, ...]``; a tuple or a mapping for several.
-            target: What the loss compares with, ``[B, ...]``.
+            target: What the loss compares with, ``[B, ...]``; ``None`` for a loss that needs none,
+                such as one that the model computes.
 
         Returns:
             The loss of the batch, mean or sum as the loss says, a detached scalar.
@@ -133,7 +131,7 @@ class GradientEstimator(ABC):
             self._source.load_state_dict(before)
             raise
 
-    def prepare(self, inputs: Any, target: Any) -> tuple[Problem, Batch, Stream]:
+    def prepare(self, inputs: Any, target: Any = None) -> tuple[Problem, Batch, Stream]:
         """What the next step is made of.
 
         ``multitangent.gradient.step(*gradient.prepare(inputs, target))`` is that step. Only the
@@ -301,7 +299,7 @@ class GradientEstimator(ABC):
             )
         return line(self._objective, *self._last_batch, direction, curvature=curvature)
 
-    def assess(self, inputs: Any, target: Any) -> Assessment:
+    def assess(self, inputs: Any, target: Any = None) -> Assessment:
         """The gradient that the next step would take of a batch, beside the true one.
 
         Nothing changes: neither gradients nor buffers, the count of the steps or what sources have

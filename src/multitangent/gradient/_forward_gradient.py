@@ -17,7 +17,8 @@ class ForwardGradient(GradientEstimator):
         model: Any module. Which parameters are trainable may change between steps; its modules
             are those it had when the gradient was made.
         loss: A callable ``(output, target) -> [B]``, of which the mean is taken, or a loss module
-            of PyTorch, whose ``reduction`` is honoured.
+            of PyTorch, whose ``reduction`` is honoured. With weights one number for the batch is
+            enough, such as ``lambda output, target: output.loss``.
         tangents: Where the K tangents come from, ``Normal(16)`` by default; sources add up.
         aggregator: How the directional derivatives are combined, ``Projection()`` by default.
         perturb: ``"activations"``, ``"weights"``, or a configured `Activations` or `Weights`;

@@ -4,6 +4,7 @@ from multitangent.objective._batch import Batch, arguments, shapes, whole_batch
 from multitangent.objective._batch_mode import BatchMode, GraphQuery
 from multitangent.objective._batch_norm import Statistics, normalizes_batches
 from multitangent.objective._kept_parameters import kept_parameters
+from multitangent.objective._logits_loss import LogitsLoss
 from multitangent.objective._objective import Evaluation, Objective, constant_loss, output_tensor
 from multitangent.objective._per_sample_loss import PerSampleLoss
 from multitangent.objective._randomness import RANDOM
@@ -19,6 +20,7 @@ __all__ = [
     "Change",
     "Evaluation",
     "GraphQuery",
+    "LogitsLoss",
     "Objective",
     "PerSampleLoss",
     "SavedState",

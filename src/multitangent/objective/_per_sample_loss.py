@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multitangent.dual import primal
+from multitangent.objective._logits_loss import LogitsLoss
 
 
 class PerSampleLoss:
@@ -24,6 +25,7 @@ class PerSampleLoss:
     def __init__(self, loss: Callable[[Any, Any], Tensor], *, takes_scalar: bool = False) -> None:
         self._function = loss
         self._takes_scalar = takes_scalar
+        self.is_of_batch = False  # whether the last value was one number for the whole batch
         self._takes_tensors = type(loss).__module__.startswith("torch.nn.")
         self._module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
 
@@ -51,6 +53,8 @@ class PerSampleLoss:
             return 1.0
         if target.is_floating_point():  # class probabilities, of B times some positions
             return 1.0 if target.ndim < 2 else target.shape[0] * target.shape[1] / target.numel()
+        if isinstance(self._function, LogitsLoss):
+            target = self._function.counted(target)
         kept = target != self._function.ignore_index
         weight = self._function.weight
         if weight is None:
@@ -75,7 +79,8 @@ class PerSampleLoss:
         if self._takes_tensors and not isinstance(output, Tensor):
             raise _no_tensor(self._function, output)
         losses = self._unreduced(output, target)
-        if self._takes_scalar and _is_scalar(losses):
+        self.is_of_batch = self._takes_scalar and _is_scalar(losses)
+        if self.is_of_batch:
             return torch.as_tensor(losses)
         if self._module and has_target_per_sample:
             _check_alignment(losses, output, target)
@@ -141,6 +146,7 @@ def _check_per_sample(losses: Any) -> None:
         raise ValueError(
             "`loss` should return one number per sample, a tensor of shape [B]: directional "
             f"derivatives are taken sample by sample. Found {description}. Try a loss module such "
-            "as torch.nn.CrossEntropyLoss(), or reduction='none' and a mean over all axes but the "
+            "as torch.nn.CrossEntropyLoss(), multitangent.objective.LogitsLoss() for a model that "
+            "returns an object with logits, or reduction='none' and a mean over all axes but the "
             "first."
         )
