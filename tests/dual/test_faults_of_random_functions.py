@@ -20,6 +20,10 @@ def rows_beside_zeros() -> DualTensor:
     return DualTensor(x, torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=DTYPE)[None])
 
 
+def sum_kl_div(x: Tensor, y: Tensor) -> Tensor:
+    return F.kl_div(x, y, reduction="sum")
+
+
 OTHER = torch.tensor([[0.0, 0.0], [0.4, 0.6]], dtype=DTYPE)
 
 
@@ -29,8 +33,9 @@ OTHER = torch.tensor([[0.0, 0.0], [0.4, 0.6]], dtype=DTYPE)
         lambda x: torch.hypot(x, 0 * OTHER),
         lambda x: torch.hypot(0 * OTHER, x),
         lambda x: F.kl_div(OTHER, x, reduction="none"),
+        lambda x: torch.float_power(x, OTHER),
     ],
-    ids=["hypot", "hypot of zero", "kl_div"],
+    ids=["hypot", "hypot of zero", "kl_div", "float_power"],
 )
 def test_constants_have_no_tangents_where_a_slope_is_undefined(
     function: Callable[[Tensor], Tensor],
@@ -41,6 +46,14 @@ def test_constants_have_no_tangents_where_a_slope_is_undefined(
     (right,) = torch.autograd.grad(value[1].sum(), x)
     assert full_tangents(out)[0, 0].tolist() == [0.0, 0.0]
     torch.testing.assert_close(full_tangents(out)[0, 1], right[0])
+
+
+@pytest.mark.parametrize("function", [sum_kl_div, torch.hypot, torch.float_power])
+def test_single_numbers(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x, y = torch.tensor(0.3, dtype=DTYPE), torch.tensor(0.6, dtype=DTYPE)
+    out = function(DualTensor(x, torch.ones(2, dtype=DTYPE)), y)
+    (right,) = torch.autograd.grad(function(x.requires_grad_(), y), x)
+    torch.testing.assert_close(full_tangents(out), right.expand(2))
 
 
 def test_no_tangents_are_shuffled_too() -> None:

@@ -428,3 +428,37 @@ def test_a_leaf_that_the_model_makes_itself_is_nobodys():
     model = OfParts(forward, *linears((4, 4), (4, 4)))
     ForwardGradient(model, nn.MSELoss())(data(4, 4), data(4, 4))
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_model_runs_once_with_nobody_looking_on(monkeypatch):
+    """A branch on whether a value needs a gradient, behind a layer that needs none."""
+
+    def forward(parts, x):
+        with torch.no_grad():
+            h = parts[0](x)
+        h = parts[1](h)
+        return parts[2](2 * h if h.requires_grad else -h)
+
+    frozen = linears((4, 4), (4, 4), (4, 4))
+    frozen[1].requires_grad_(False)
+    model = OfParts(forward, *frozen)
+    monkeypatch.setattr(
+        "multitangent.perturbation._activation_run.ActivationRun.is_perturbed",
+        lambda self, name, value: True,
+    )
+    gradient = ForwardGradient(model, nn.MSELoss(), perturb=Activations(["parts.1", "parts.2"]))
+    with pytest.raises(VerificationError, match="should give the same losses"):
+        gradient(data(4, 4), data(4, 4))
+
+
+def test_what_depends_on_nothing_trained_is_not_perturbed():
+    def forward(parts, x):
+        h = parts[0](x)
+        return parts[1](2 * h if h.requires_grad else -h)
+
+    first, last = linears((4, 4), (4, 4))
+    model = OfParts(forward, first.requires_grad_(False), last)
+    gradient = ForwardGradient(model, nn.MSELoss(), perturb=Activations(["parts.0", "parts.1"]))
+    value = gradient(data(4, 4), data(4, 4))
+    torch.testing.assert_close(value, nn.MSELoss()(model(data(4, 4)), data(4, 4)).detach())
+    assert gradient.sites == {"parts.1": 4}

@@ -253,14 +253,17 @@ class _Comparison:
         after = self.objective.saved_state()
         before.restore()
         try:
+            losses = self._plain()
+            plain = self.objective.saved_state()
+            before.restore()
             again, _ = self._start()
             true = self._reference(again, tangents.blocks)
         except Exception as error:
             raise _NoReferenceError from error
-        reference = self.objective.saved_state()
         before.restore()
+        self._check_losses(losses, true)
         self._check_losses(found.losses, true)
-        if names := reference.differing(after, tolerance(true.losses)):
+        if names := plain.differing(after, tolerance(true.losses)):
             raise SplitError(f"a step changes {', '.join(names)} other than a run of the model")
         is_frozen = trial.normalizes and self.problem.engine.statistics == "frozen"
         gradients = true.of_values
@@ -282,6 +285,13 @@ class _Comparison:
     def _forward(self, site: str | None = None) -> tuple[Run, Tangents, Derivatives]:
         run, tangents = self._start(site)
         return run, tangents, self.problem.engine(run, tangents)
+
+    @torch.enable_grad()
+    def _plain(self) -> Tensor:
+        """The losses ``[b]`` of the model as it is, with nobody looking on at its layers."""
+        few = self.few.copied()
+        with self.objective.mode(few, self.stream, "update"):
+            return self.objective.losses(self.objective.output(few), few).detach()
 
     @torch.enable_grad()
     def _reference(self, run: Run, names: Collection[str]) -> _Reference:

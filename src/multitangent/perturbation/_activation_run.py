@@ -182,12 +182,14 @@ class ActivationRun:
         """Whether the first output of a site is perturbed, or stays in the next layer's graph.
 
         One that is not a value of each sample is not, such as an embedding of positions, windows of
-        images, or time before the samples. It may have the batch's size by chance.
+        images, or time before the samples. It may have the batch's size by chance. Neither is one
+        that depends on nothing that is trained.
         """
         is_unknown = self.batch.size > 1 and not self.batch.shapes_of_few
         if self._pullback.recompute or is_unknown:
             return True
-        if value.ndim == 0 or value.shape[0] != self.batch.size:
+        is_constant = type(value) is not DualTensor and not value.requires_grad
+        if is_constant or value.ndim == 0 or value.shape[0] != self.batch.size:
             return False
         of_few = self.batch.shapes_of_few.get(name)  # of fewer samples, if there are several
         return self.batch.size == 1 or of_few is None or of_few[:1] != value.shape[:1]
@@ -249,7 +251,7 @@ class _Recorder(Visitor):
         self._mode.records_graph = True
 
         def replace(value: Tensor, name: str) -> Tensor:
-            if not self._run.is_perturbed(name, primal(value)):
+            if not self._run.is_perturbed(name, value):
                 return value
             self._pullback.leave(name, primal(value))
             return self._run.replaced(name, value, self._inject)

@@ -87,7 +87,7 @@ def to_one_number(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 for _function in _named("""
     acos acosh addcdiv addcmul arccos arccosh arcsin arcsinh arctan arctan2 arctanh asin asinh
     atan atan2 atanh celu clamp_max clamp_min copysign cosh deg2rad digamma elu entr erf erfc
-    erfinv exp2 expit float_power fmax fmin fmod frac hardshrink hardswish hardtanh
+    erfinv exp2 expit fmax fmin fmod frac hardshrink hardswish hardtanh
     ldexp lerp lgamma log10 log2 log_ndtr logaddexp logaddexp2 logit logsigmoid maximum
     minimum nan_to_num ndtr rad2deg relu6 selu sinc sinh softshrink softsign tan
     tanhshrink threshold xlog1py xlogy
@@ -108,10 +108,10 @@ def _undefined_somewhere(
         assert t is not None
         terms.append(torch.where(t == 0, 0, t * slope))
     total = add(*terms)
-    return total if out.ndim else total.flatten(1).sum(1)
+    return total if out.ndim else total.reshape(total.shape[0], -1).sum(1)
 
 
-for _function in _named("hypot kl_div"):
+for _function in _named("float_power hypot kl_div"):
     register_rule(_function)(partial(_undefined_somewhere, _function))
 register_full_precision(F.kl_div)
 
