@@ -87,15 +87,17 @@ def batch() -> tuple[Tensor, Tensor]:
 LEAVES = ["embedding", "blocks.0.layer", "blocks.1", "head"]
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("output", "recompute"), [("perturbed", False), ("perturbed", True), ("exact", False)]
+)
 @pytest.mark.parametrize("micro_batch", [2, 5])
 @pytest.mark.parametrize("sites", [None, LEAVES], ids=["blocks", "layers"])
 @pytest.mark.parametrize("share", ["batch", "sample"])
-def test_parameters_outside_of_sites_are_trained(share, sites, micro_batch, recompute):
+def test_parameters_outside_of_sites_are_trained(share, sites, micro_batch, output, recompute):
     model, (x, y) = made(Transformer), batch()
     right = copy.deepcopy(model)
     LOSS(right(x), y).backward()
-    perturb = Activations(sites, share, recompute=recompute)
+    perturb = Activations(sites, share, output, recompute=recompute)
     ForwardGradient(model, LOSS, StandardBasis(80), Projection(), perturb, micro_batch=micro_batch)(
         x, y
     )
@@ -120,11 +122,31 @@ def test_outputs_that_are_not_of_each_sample_belong_to_the_next_layer(kind):
     assert error < 1e-9
 
 
-def test_few_tangents_give_what_the_simulation_gives():
+def test_an_exact_output_begins_with_the_last_site():
+    model, (x, y) = made(Transformer), batch()
+    gradient = ForwardGradient(model, LOSS, Normal(16), perturb=Activations(output="exact"))
+    runs = []
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    gradient(x, y)
+    assert gradient.sites == {"blocks.0": 16}
+    runs.clear()
+    gradient(x, y)
+    assert len(runs) == 1  # how it ends is known after the first step
+    right = copy.deepcopy(model)
+    right.zero_grad()
+    LOSS(right(x), y).backward()
+    model.zero_grad()
+    gradient(x, y)
+    torch.testing.assert_close(model.blocks[1].layer.weight.grad, right.blocks[1].layer.weight.grad)
+
+
+@pytest.mark.parametrize("output", ["perturbed", "exact"])
+def test_few_tangents_give_what_the_simulation_gives(output):
     x, y = batch()
     forward, simulated = made(Transformer), made(Transformer)
-    ForwardGradient(forward, LOSS, Normal(3))(x, y)
-    SimulatedGradient(simulated, LOSS, Normal(3))(x, y)
+    perturb = Activations(output=output)
+    ForwardGradient(forward, LOSS, Normal(3), perturb=perturb)(x, y)
+    SimulatedGradient(simulated, LOSS, Normal(3), perturb=perturb)(x, y)
     pairs = zip(forward.parameters(), simulated.parameters(), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-8, atol=1e-10)

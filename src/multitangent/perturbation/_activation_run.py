@@ -19,6 +19,7 @@ from multitangent.objective import (
     Evaluation,
     GraphQuery,
     Objective,
+    SavedState,
     Statistics,
     output_tensor,
 )
@@ -45,6 +46,24 @@ class _Injection:
     version: int  # of the primal, which a write in place counts up
 
 
+@dataclass
+class Ending:
+    """How a model ends, where the output is exact: known after the first run.
+
+    Attributes:
+        is_known: Whether a run has shown it.
+        site: The site whose output stays in the graph of the loss; ``None`` if the last site's
+            output is the model's.
+    """
+
+    is_known: bool = False
+    site: str | None = None
+
+
+class _OtherEndError(Exception):
+    """The model goes on behind its last site."""
+
+
 class ActivationRun:
     """A batch, run through the model with something in place of the outputs of sites.
 
@@ -55,7 +74,7 @@ class ActivationRun:
         tangents: Where blocks are added.
         sites: What is perturbed.
         own_tangents: Whether samples have tangents of their own.
-        exact_output: Whether the loss's own derivative is used at the output.
+        ending: How the model ends, if the loss's own derivative is used there.
         recompute: Whether layers run again for their local step.
     """
 
@@ -70,7 +89,7 @@ class ActivationRun:
         *,
         sites: Sequence[Site],
         own_tangents: bool,
-        exact_output: bool,
+        ending: Ending | None,
         recompute: bool,
     ) -> None:
         self.batch = batch
@@ -80,7 +99,7 @@ class ActivationRun:
         self._stream = stream
         self._sites = sites
         self._own_tangents = own_tangents
-        self._exact_output = exact_output
+        self._ending = ending
         # Where layers run again for their local step, memory is short.
         self._record = BatchRecord(reuse=not recompute)
         trained = [p for p in objective.model.parameters() if p.requires_grad]
@@ -99,16 +118,34 @@ class ActivationRun:
             try:
                 losses = self._recorded(no_injection, record=self._record).losses
             except GraphQuery:
-                before.restore()
-                self.tangents.blocks.clear()
-                self._pullback.restart()
-                self._record = BatchRecord(reuse=not self._pullback.recompute)
+                self._restart(before)
                 with ordinary_afterwards():
                     losses = primal(self._recorded(zero_injection, record=self._record).losses)
         self._change = Change(before)
         return losses
 
+    def _restart(self, before: SavedState) -> None:
+        before.restore()
+        self.tangents.blocks.clear()
+        self._pullback.restart()
+        self._record = BatchRecord(reuse=not self._pullback.recompute)
+
     def _recorded(self, inject: Inject, record: BatchRecord | None) -> Evaluation:
+        """Run the whole batch, and once more if the model goes on behind its last site."""
+        if self._ending is None or self._ending.is_known:
+            return self._recorded_once(inject, record)
+        before = self._objective.saved_state()
+        try:
+            evaluation = self._recorded_once(inject, record)
+        except _OtherEndError:
+            assert self._last is not None
+            self._ending.site = self._last.name
+            self._restart(before)
+            evaluation = self._recorded_once(inject, None if record is None else self._record)
+        self._ending.is_known = True
+        return evaluation
+
+    def _recorded_once(self, inject: Inject, record: BatchRecord | None) -> Evaluation:
         """Run the whole batch, drawing tangents and recording the layer at every site."""
         objective, batch = self._objective, self.batch
         with torch.no_grad(), objective.mode(batch, self._stream, "update", record=record) as mode:
@@ -116,9 +153,9 @@ class ActivationRun:
             mode.is_plain = inject is no_injection
             with observed(self._sites, _Recorder(self, mode, self._pullback, inject)):
                 output = objective.output(batch)
-            if self._exact_output:
+            if self._ends_in_output:
                 output = self._without_last_injection(output)
-            needed = self._exact_output or self.tangents.needs & Needs.OUTPUT
+            needed = self._ends_in_output or self.tangents.needs & Needs.OUTPUT
             value = output_tensor(output).clone() if needed else None  # the loss may write into it
             evaluation = objective.evaluation(output, batch, keep=self._keeps_output)
         losses = evaluation.losses
@@ -127,7 +164,7 @@ class ActivationRun:
         if value is not None:
             self._output_gradient = objective.output_gradient(value, batch, self._stream)
             self.tangents.with_output(value, self._output_gradient)
-        elif not self.tangents.blocks:
+        elif not self.tangents.blocks and self._ending is None:
             raise ValueError(
                 "`sites` should have outputs that depend on the samples. Found none. Try "
                 "`perturb='weights'`."
@@ -148,13 +185,18 @@ class ActivationRun:
             return self._objective.evaluation(output, part, keep=self._keeps_output)
 
     @property
+    def _ends_in_output(self) -> bool:
+        """Whether the last site's output is the model's, as far as is known, and exact."""
+        return self._ending is not None and self._ending.site is None
+
+    @property
     def _keeps_output(self) -> bool:
         """Whether the output is looked at once the loss was taken."""
         return bool(self.tangents.needs & Needs.OUTPUT_TANGENTS)
 
     def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
         of_outputs = dict(gradients)
-        if self._exact_output:
+        if self._ends_in_output:
             assert self._last is not None
             assert self._output_gradient is not None
             of_outputs[self._last.name] = self._output_gradient
@@ -170,6 +212,10 @@ class ActivationRun:
         """The model's output as it was before the last site's tangents were added."""
         last = self._last
         if last is None or output is not last.after or primal(output)._version != last.version:
+            assert self._ending is not None
+            may_go_on = not self._ending.is_known and not self._pullback.recompute
+            if last is not None and may_go_on:
+                raise _OtherEndError
             raise ValueError(
                 "`output='exact'` needs a model whose output is that of its last site. Found "
                 "other operations behind it. Try `output='perturbed'`, or `sites=[...]` with a "
@@ -185,6 +231,8 @@ class ActivationRun:
         images, or time before the samples. It may have the batch's size by chance. Neither is one
         that depends on nothing that is trained.
         """
+        if self._ending is not None and name == self._ending.site:
+            return False
         is_unknown = self.batch.size > 1 and not self.batch.shapes_of_few
         if self._pullback.recompute or is_unknown:
             return True

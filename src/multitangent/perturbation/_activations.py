@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
 
 from multitangent.objective import Batch, Objective
-from multitangent.perturbation._activation_run import ActivationRun
+from multitangent.perturbation._activation_run import ActivationRun, Ending
 from multitangent.perturbation._perturbation import BoundPerturbation
 from multitangent.perturbation._sites import Site, find_sites
 from multitangent.tangents import Stream, Tangents
@@ -35,7 +35,9 @@ class Activations:
         share: ``"batch"`` gives all samples the same tangents, as the paper does and at the least
             cost, ``"sample"`` each its own.
         output: ``"perturbed"`` perturbs the model's output as any other site, ``"exact"`` takes
-            the loss's own derivative there; the last site must then end in the model's output.
+            the loss's own derivative there. Where the model goes on behind its last site, such as
+            a transformer behind its last block, that site is not perturbed: it and what follows
+            belong to the loss. With ``recompute`` the last site must end in the model's output.
         recompute: Run a layer again for its local step, instead of keeping its local graph.
 
     Raises:
@@ -66,6 +68,7 @@ class _BoundActivations:
     objective: Objective
     options: Activations
     sites: Sequence[Site]
+    ending: Ending = field(default_factory=Ending)
 
     def parameters_by_site(self) -> dict[str, list[nn.Parameter]]:
         return {site.name: site.parameters() for site in self.sites}
@@ -78,6 +81,6 @@ class _BoundActivations:
             tangents,
             sites=self.sites,
             own_tangents=self.options.share == "sample",
-            exact_output=self.options.output == "exact",
+            ending=self.ending if self.options.output == "exact" else None,
             recompute=self.options.recompute,
         )
