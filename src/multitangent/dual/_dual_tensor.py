@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from multitangent.dual._deferred import Deferred, Factored
 from multitangent.dual._product import Product
 from multitangent.dual._registry import COMPOSITES, DISPATCH
 from multitangent.dual._sweep import CURRENT, check_sweep
+
+D = TypeVar("D", bound=Deferred)
 
 
 class DualTensor(Tensor):
@@ -98,13 +100,18 @@ class DualTensor(Tensor):
     @property
     def factored(self) -> Factored | None:
         """The factors of the tangents, where they are products of some."""
+        stored = self.held(Deferred)  # type: ignore[type-abstract]
+        return None if stored is None else stored.factored()
+
+    def held(self, kind: type[D]) -> D | None:
+        """What the tangents will be computed from, where it is of that kind."""
         stored = self._tangents
-        if isinstance(stored, Tensor):
+        if not isinstance(stored, kind):
             return None
         is_written = self._parent is not None and self._seen != self._writes[0]
         if self._sweep is not CURRENT.sweep or is_written:
             return None  # `tangents` raises, or takes the view again
-        return stored.factored()
+        return stored
 
     @property
     def is_pending(self) -> bool:

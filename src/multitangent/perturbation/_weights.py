@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multitangent._structures import map_tensors
+from multitangent._structures import map_tensors, tensors_of
 from multitangent.dual import DualTensor, as_parameter, ordinary_afterwards, primal
 from multitangent.objective import (
     Batch,
@@ -160,11 +160,14 @@ class _WeightRun:
             records_graph, mode.records_graph = mode.records_graph, True
             mode.stand_ins = {id(p): values[name] for name, p in self._parameters.items()}
             output = objective.output(part, values)
-            copy = map_tensors(_copied, output)  # before the loss may write into it
+            is_apart = not (records_graph or _has_graph(output))
+            copy = None if is_apart else map_tensors(_copied, output)  # the loss may write into it
             losses, output = objective.evaluation(output, part, keep=self._keeps_output)
             with torch._C.DisableTorchFunction():
                 has_parameters = primal(losses).requires_grad
-            if has_parameters:
+            if has_parameters and is_apart:
+                self._differentiate(primal(losses), part)
+            elif has_parameters:
                 self._differentiate_loss(copy, part, mode)
         if records_graph:
             return Evaluation(losses, output)
@@ -175,7 +178,11 @@ class _WeightRun:
         """The gradients of what the loss itself is made of, such as its own parameters."""
         mode.stand_ins = {id(p): p.detach() for p in self._parameters.values()}
         with torch.enable_grad():
-            losses = self._objective.losses(output, part)
+            self._differentiate(self._objective.losses(output, part), part)
+
+    def _differentiate(self, losses: Tensor, part: Batch) -> None:
+        """The gradients of all that the graph of some losses begins with."""
+        with torch.enable_grad():
             found = list(leaves(losses))
             gradients = torch.autograd.grad(losses.sum() * self.scale, found) if found else ()
         if part.rows.start == 0:  # the first part of another run of the batch
@@ -188,6 +195,12 @@ class _WeightRun:
             for parameter, gradient in of_part.items():
                 total[parameter] = total[parameter] + gradient if parameter in total else gradient
         return total
+
+
+def _has_graph(output: Any) -> bool:
+    """Whether autograd knows where an output comes from."""
+    with torch._C.DisableTorchFunction():
+        return any(primal(value).requires_grad for value in tensors_of(output))
 
 
 def _copied(value: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,17 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import add, full, full_tangents, primal, tangents
-from multitangent.dual._deferred import Factored
+from multitangent.dual._deferred import Deferred, Factored
 from multitangent.dual._dual_tensor import DualTensor
-from multitangent.dual._factors import Factors
 from multitangent.dual._kernels import linear
+from multitangent.dual._linear_products import by_rows, with_factors
+from multitangent.dual._linear_tangents import FEWEST_THAT_WAIT, tangents_that_wait
 from multitangent.dual._registry import register_rule
 
 
 @register_rule(F.linear)
-def _linear(out: Tensor, x: Any, weight: Any, bias: Any = None) -> Tensor:
+def _linear(out: Tensor, x: Any, weight: Any, bias: Any = None) -> Tensor | Deferred:
     if primal(weight).ndim == 1:  # one output, without an axis of its own
         return add(_left(x, primal(weight)), _right(primal(x), weight), tangents(bias, out.ndim))
+    if (
+        out.numel() >= FEWEST_THAT_WAIT
+        and (waiting := tangents_that_wait(out, x, weight, bias)) is not None
+    ):
+        return waiting
     through = None
     if (t := full_tangents(x, -1)) is not None:
         through = linear(t, primal(weight))
@@ -28,55 +33,8 @@ def _linear(out: Tensor, x: Any, weight: Any, bias: Any = None) -> Tensor:
     if type(weight) is not DualTensor:
         return add(through, shift)
     if (factored := weight.factored) is not None:
-        return _with_factors(through, primal(x), factored, shift)
-    return add(through, _by_rows(primal(x), full(weight)), shift)
-
-
-def _by_rows(x: Tensor, t: Tensor) -> Tensor:
-    """``x W'^T`` for all K tangents ``[K, out, in]``: one product [rows, in] x [in, K out]."""
-    product = linear(x.to(t.dtype), t.flatten(0, 1))
-    return product.reshape(*x.shape[:-1], *t.shape[:2]).movedim(-2, 0)
-
-
-def _with_factors(
-    through: Tensor | None, x: Tensor, factored: Factored, shift: Tensor | None
-) -> Tensor:
-    """``through + x W'^T + shift`` for tangents W' that are products of factors.
-
-    Args:
-        through: The tangents through x, of which nobody else knows.
-        x: ``[*lead, in]``.
-        factored: The tangents of a matrix ``[out, in]``.
-        shift: Those of what is added.
-    """
-    if len(factored.parts) == 1 and isinstance(factors := factored.parts[0], Factors):
-        return _in_one_pass(through, x, factors, shift)
-    product = factored.through(
-        lambda t: _by_rows(x, t), lambda factors: _in_one_pass(None, x, factors, None)
-    )
-    return add(through, product, shift)
-
-
-def _in_one_pass(
-    through: Tensor | None, x: Tensor, factors: Factors, shift: Tensor | None
-) -> Tensor:
-    """The same of factors alone: [rows, in] x [in, K rank], then K products of rank columns."""
-    (count, outputs, rank), lead = factors.left.shape, x.shape[:-1]
-    inner = linear(x.to(factors.dtype), factors.right.flatten(0, 1))
-    inner = inner.reshape(lead.numel(), count, rank).transpose(0, 1)
-    outer = factors.left.mT
-    if shift is not None and _fits(shift, (count, *[1] * len(lead), outputs), factors):
-        inner = F.pad(inner, (0, 1), value=1.0)
-        outer, shift = torch.cat([outer, shift.reshape(count, 1, outputs)], 1), None
-    shape = count, *lead, outputs
-    if through is not None and _fits(through, shape, factors) and through.is_contiguous():
-        through.view(count, lead.numel(), outputs).baddbmm_(inner, outer)
-        return add(through, shift)
-    return add(through, torch.bmm(inner, outer).reshape(shape), shift)
-
-
-def _fits(t: Tensor, shape: Sequence[int], factors: Factors) -> bool:
-    return t.shape == tuple(shape) and t.dtype is factors.dtype
+        return with_factors(through, primal(x), factored, shift)
+    return add(through, by_rows(primal(x), full(weight)), shift)
 
 
 @register_rule(
@@ -85,7 +43,7 @@ def _fits(t: Tensor, shape: Sequence[int], factors: Factors) -> bool:
 def _matmul(out: Tensor, input: Any, other: Any) -> Tensor:
     through = _left(input, primal(other))
     if (factored := _factored_matrix(primal(input), other)) is not None:
-        return _with_factors(through, primal(input), factored.transposed(), None)
+        return with_factors(through, primal(input), factored.transposed(), None)
     return add(through, _right(primal(input), other))
 
 
@@ -162,7 +120,7 @@ def _drop(product: Tensor, row: bool, column: bool) -> Tensor:
 def _addmm(out: Tensor, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:
     shift = tangents(bias, out.ndim)
     if alpha == beta == 1 and (factored := _factored_matrix(primal(x), y)) is not None:
-        return _with_factors(_left(x, primal(y)), primal(x), factored.transposed(), shift)
+        return with_factors(_left(x, primal(y)), primal(x), factored.transposed(), shift)
     dual = type(x) is DualTensor or type(y) is DualTensor
     return add(
         None if shift is None else beta * shift, alpha * _matmul(out, x, y) if dual else None

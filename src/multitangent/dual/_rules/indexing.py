@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multitangent.dual._algebra import add, full, full_tangents, tangents, through_matrix
+from multitangent.dual._deferred import Deferred
 from multitangent.dual._dispatch import copy_from, set_item
 from multitangent.dual._dual_tensor import pad_rows
 from multitangent.dual._factors import Factors
+from multitangent.dual._linear_tangents import linear_tangents
 from multitangent.dual._registry import register_rule, register_views
 from multitangent.dual._rules.scattering import refuse_frequencies
 
@@ -42,8 +44,12 @@ def _places(x: Tensor, index: Any) -> Tensor:
 
 
 @register_rule(Tensor.__getitem__)
-def _get_item(out: Tensor, x: Any, index: Any) -> Tensor:
+def _get_item(out: Tensor, x: Any, index: Any) -> Tensor | Deferred:
     items = _items(index)
+    if items is not None and (waiting := linear_tangents(x)) is not None:
+        chosen = waiting.indexed(items)
+        if chosen is not None:
+            return chosen
     if items is None:
         t: Tensor = full(x).flatten(1)[:, _places(x.primal, index)]
     else:

@@ -12,7 +12,10 @@ from multitangent.dual._algebra import add, full, primal, scaled
 from multitangent.dual._arguments import find_duals
 from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._fallback import jvp_by_vmap
+from multitangent.dual._linear_tangents import LinearTangents, linear_tangents
 from multitangent.dual._registry import register_full_precision, register_rule
+
+_CHUNK = 2**21  # logits whose derivatives are computed at a time
 
 
 @register_rule(F.cross_entropy)
@@ -30,6 +33,11 @@ def _cross_entropy(
     _refuse_old_reductions(size_average, reduce)
     logits, labels = primal(input), _labels(target)
     classes = 0 if logits.ndim == 1 else 1
+    waiting = linear_tangents(input) if type(input) is DualTensor else None
+    if waiting is not None and waiting.axis == classes and type(target) is not DualTensor:
+        options = weight, ignore_index, label_smoothing
+        jvps, total = _in_chunks(waiting, logits, labels, *options)
+        return _reduced(jvps, jvps.shape[1:], reduction, total)
     wanted, total = _wanted(logits, labels, classes, weight, ignore_index, label_smoothing)
     # The loss is -sum(wanted * log_softmax).
     through = of_target = None
@@ -43,6 +51,40 @@ def _cross_entropy(
         of_target = (full(target, classes) * gradient).sum(classes + 1)
     shape = wanted.select(classes, 0).shape
     return _reduced(add(through, of_target), shape, reduction, total)
+
+
+def _in_chunks(
+    waiting: LinearTangents, logits: Tensor, labels: Tensor, *options: Any
+) -> tuple[Tensor, Tensor | float]:
+    """The derivatives ``[K, *positions]``, and what their mean divides by, some rows at a time.
+
+    The derivative of a row's loss with respect to its logits is multiplied by the weights once
+    for all tangents, so that the tangents of the logits are never made.
+    """
+    classes = waiting.axis
+    rows = logits.movedim(classes, -1)
+    positions = rows.shape[:-1]
+    rows = rows.reshape(-1, rows.shape[-1])
+    if labels.is_floating_point():
+        labels = labels.movedim(classes, -1).reshape(rows.shape)
+    else:
+        labels = labels.reshape(-1)
+    total: Tensor | float = 0.0
+    tangents, jvps = waiting.as_rows(), []
+    for chunk in _chunks(rows):
+        wanted, share = _wanted(rows[chunk], labels[chunk], 1, *options)
+        gradient = rows[chunk].softmax(1).mul_(wanted.sum(1, keepdim=True)).sub_(wanted)
+        del wanted
+        jvps.append(tangents.along(chunk, gradient))
+        total = total + share
+    joined = torch.cat(jvps, 1)
+    return joined.reshape(len(joined), *positions), total
+
+
+def _chunks(rows: Tensor) -> list[slice]:
+    """Slices of at most an eighth of the rows, unless those are small."""
+    size = max(_CHUNK // rows.shape[1], -(-len(rows) // 8), 1)
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
 
 
 @register_rule(F.nll_loss)

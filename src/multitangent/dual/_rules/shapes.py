@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from multitangent.dual._algebra import full, full_tangents
-from multitangent.dual._deferred import Factored
+from multitangent.dual._deferred import Deferred
 from multitangent.dual._dual_tensor import DualTensor, pad_rows
+from multitangent.dual._linear_tangents import LinearTangents, linear_tangents
 from multitangent.dual._registry import register_rule, register_views
 
 
-def _reshaped(out: Tensor, x: DualTensor) -> Tensor:
+def _reshaped(out: Tensor, x: DualTensor) -> Tensor | LinearTangents:
     """Tangents of a reshaped tensor, shared by the batch for as long as its axis stays."""
+    if (waiting := linear_tangents(x)) is not None:
+        reshaped = waiting.reshaped(out.shape)
+        if reshaped is not None:
+            return reshaped
     t, shape = x.tangents, x.primal.shape
     if t.shape[1:] == shape:
         return t.reshape(t.shape[0], *out.shape)
@@ -39,7 +44,7 @@ def _reshaped(out: Tensor, x: DualTensor) -> Tensor:
     torch.unflatten,
     Tensor.unflatten,
 )
-def _reshape(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor:
+def _reshape(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor | LinearTangents:
     if out.dtype != x.primal.dtype:
         raise NotImplementedError(
             f"`view` should keep the type of a tensor that carries tangents. Found {out.dtype}. "
@@ -77,7 +82,9 @@ def _squeeze(out: Tensor, x: Any, dim: Any = None) -> Tensor:
     torch.transpose, Tensor.transpose, torch.swapaxes, Tensor.swapaxes,
     torch.swapdims, Tensor.swapdims,
 )  # fmt: skip
-def _transpose(out: Tensor, x: Any, dim0: int, dim1: int) -> Tensor | Factored:
+def _transpose(out: Tensor, x: Any, dim0: int, dim1: int) -> Tensor | Deferred:
+    if (waiting := linear_tangents(x)) is not None:
+        return waiting.transposed(dim0, dim1)
     if out.ndim == 2 and dim0 % 2 != dim1 % 2 and (factored := x.factored) is not None:
         return factored.transposed()
     t: Tensor = x.tangents
@@ -85,7 +92,9 @@ def _transpose(out: Tensor, x: Any, dim0: int, dim1: int) -> Tensor | Factored:
 
 
 @register_rule(torch.t, Tensor.t, Tensor.mT.__get__, Tensor.mH.__get__)  # type: ignore[attr-defined]
-def _matrix_transpose(out: Tensor, x: Any) -> Tensor | Factored:
+def _matrix_transpose(out: Tensor, x: Any) -> Tensor | Deferred:
+    if (waiting := linear_tangents(x)) is not None:
+        return waiting.transposed(-1, -2)
     if out.ndim == 2 and (factored := x.factored) is not None:
         return factored.transposed()
     t: Tensor = x.tangents
@@ -93,7 +102,7 @@ def _matrix_transpose(out: Tensor, x: Any) -> Tensor | Factored:
 
 
 @register_rule(Tensor.T.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
-def _reverse_axes(out: Tensor, x: Any) -> Tensor | Factored:
+def _reverse_axes(out: Tensor, x: Any) -> Tensor | Deferred:
     if out.ndim == 2 and (factored := x.factored) is not None:
         return factored.transposed()
     t: Tensor = x.tangents
@@ -101,7 +110,9 @@ def _reverse_axes(out: Tensor, x: Any) -> Tensor | Factored:
 
 
 @register_rule(torch.permute, Tensor.permute)
-def _permute(out: Tensor, x: Any, *dims: Any) -> Tensor:
+def _permute(out: Tensor, x: Any, *dims: Any) -> Tensor | Deferred:
+    if (waiting := linear_tangents(x)) is not None:
+        return waiting.permuted([dim % out.ndim for dim in _flat(dims)])
     t: Tensor = x.tangents.permute(0, *[_axis(x, dim) for dim in _flat(dims)])
     return t
 
@@ -116,7 +127,13 @@ def _movedim(out: Tensor, x: Any, source: Any, destination: Any) -> Tensor:
 
 
 @register_rule(torch.narrow, Tensor.narrow)
-def _narrow(out: Tensor, x: Any, dim: int, start: int, length: int) -> Tensor:
+def _narrow(out: Tensor, x: Any, dim: int, start: int, length: int) -> Tensor | Deferred:
+    if (waiting := linear_tangents(x)) is not None and isinstance(start, int):
+        items = (slice(None),) * (dim % x.primal.ndim)
+        begin = start % x.primal.shape[dim] if start < 0 else start
+        narrowed = waiting.indexed((*items, slice(begin, begin + length)))
+        if narrowed is not None:
+            return narrowed
     t = full(x, dim)
     return t.narrow(_axis(x, dim), start, length)
 
@@ -158,13 +175,17 @@ def _split(out: Any, x: Any, split_size_or_sections: Any, dim: int = 0) -> Any:
 
 
 @register_rule(torch.clone, Tensor.clone)
-def _clone(out: Tensor, x: Any, *, memory_format: Any = None) -> Tensor:
+def _clone(out: Tensor, x: Any, *, memory_format: Any = None) -> Tensor | Deferred:
+    if (waiting := linear_tangents(x)) is not None:
+        return waiting
     t: Tensor = x.tangents  # tangents are never written in place, so there is nothing to copy
     return t
 
 
 @register_rule(Tensor.contiguous)
-def _contiguous(out: Tensor, x: Any, memory_format: Any = None) -> Tensor:
+def _contiguous(out: Tensor, x: Any, memory_format: Any = None) -> Tensor | Deferred:
+    if (waiting := linear_tangents(x)) is not None:
+        return waiting
     t: Tensor = x.tangents
     return t
 
@@ -178,10 +199,12 @@ def _contiguous(out: Tensor, x: Any, memory_format: Any = None) -> Tensor:
     Tensor.half,
     Tensor.bfloat16,
 )
-def _to(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
-    t: Tensor = x.tangents
+def _to(out: Tensor, x: Any, *args: Any, **kwargs: Any) -> Tensor | Deferred | None:
     if not isinstance(out, Tensor) or not out.is_floating_point():
         return None  # the name of a type, or numbers without derivatives
+    if out.device == x.primal.device and (waiting := linear_tangents(x)) is not None:
+        return waiting.to(out.dtype)
+    t: Tensor = x.tangents
     return t.to(out.device, out.dtype)
 
 
