@@ -106,6 +106,7 @@ class ActivationRun:
         self._pullback = LocalPullback(trained, recompute=recompute)
         self._last: _Injection | None = None
         self._output_gradient: Tensor | None = None
+        self.unperturbed: dict[str, torch.Size] = {}  # first outputs, not of each sample
         self._change: Change | None = None  # by the run of the whole batch
         self.starts_after = False
 
@@ -166,10 +167,18 @@ class ActivationRun:
             self.tangents.with_output(value, self._output_gradient)
         elif not self.tangents.blocks and self._ending is None:
             raise ValueError(
-                "`sites` should have outputs that depend on the samples. Found none. Try "
+                "`sites` should have outputs that depend on the samples. Found none: "
+                f"{self._shared_outputs()}. Try `Activations(sites=[...])` with the first module "
+                "behind them that does, such as the first block of a transformer, or "
                 "`perturb='weights'`."
             )
         return evaluation._replace(losses=losses)
+
+    def _shared_outputs(self) -> str:
+        """The sites of which no output is perturbed, with the shapes of their outputs."""
+        shapes = {name: list(shape) for name, shape in self.unperturbed.items()}
+        found = ", ".join(f"{name!r} returns shape {shape}" for name, shape in shapes.items())
+        return found or "no site returned a floating-point tensor"
 
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
@@ -300,6 +309,7 @@ class _Recorder(Visitor):
 
         def replace(value: Tensor, name: str) -> Tensor:
             if not self._run.is_perturbed(name, value):
+                self._run.unperturbed[name] = primal(value).shape
                 return value
             self._pullback.leave(name, primal(value))
             return self._run.replaced(name, value, self._inject)
