@@ -11,16 +11,9 @@ from torch import Tensor
 
 from multitangent._structures import map_tensors
 from multitangent.engine import Trial, agree
+from multitangent.gradient._comparison import Comparison, VerificationError, check_parameters
 from multitangent.gradient._step import Problem
-from multitangent.gradient._verify import (
-    _SAMPLES,
-    _SAMPLES_OF_STATISTICS,
-    VerificationError,
-    _check_parameters,
-    _Comparison,
-    _double,
-    _in_double_precision,
-)
+from multitangent.gradient._verify import chosen, double, in_double_precision
 from multitangent.objective import Batch, Objective, SavedState, kept_parameters
 from multitangent.perturbation import BoundPerturbation, Inject, LazyRun, Run
 from multitangent.tangents import Stream, Tangents
@@ -59,9 +52,9 @@ def verify_differences(
         _verify(problem, objective, batch, stream, trial)
     except VerificationError:
         with suppress(Exception):  # statistics of few samples can magnify rounding
-            exact = _in_double_precision(objective)
+            exact = in_double_precision(objective)
             problem = replace(problem, perturbation=bind(exact))
-            batch = exact.batch(*map_tensors(_double, (batch.inputs, batch.target)))
+            batch = exact.batch(*map_tensors(double, (batch.inputs, batch.target)))
             _verify(problem, exact, batch, stream, trial)
             return
         raise
@@ -70,8 +63,7 @@ def verify_differences(
 def _verify(
     problem: Problem, objective: Objective, batch: Batch, stream: Stream, trial: Trial
 ) -> None:
-    few = _SAMPLES_OF_STATISTICS if trial.normalizes and batch.size > 3 else _SAMPLES
-    for samples in (few if batch.size > 1 else (0,), range(batch.size)):
+    for samples in (chosen(batch, trial), range(batch.size)):
         full_precision = torch.autocast(batch.device.type, enabled=False)
         with objective.preserved(), kept_parameters(objective.model), full_precision:
             try:
@@ -86,7 +78,7 @@ def _verify(
                 continue  # and of the whole batch, where the step will say so
 
 
-class _Differences(_Comparison):
+class _Differences(Comparison):
     """The comparison of a few samples."""
 
     def compare(self) -> None:
@@ -156,7 +148,7 @@ class _Differences(_Comparison):
             true = self._reference(self._start()[0], tangents.blocks)
         except RuntimeError:  # the loss has no derivative, or no function that leads to it
             return
-        _check_parameters(self.objective, run.pullback(true.of_values), true)
+        check_parameters(self.objective, run.pullback(true.of_values), true)
 
 
 def _unchanged(value: Tensor, name: str, samples: slice) -> Tensor:
