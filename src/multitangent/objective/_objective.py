@@ -81,7 +81,7 @@ class Objective:
     def losses(self, output: Any, part: Batch) -> Tensor:
         """The losses ``[b]`` of some samples."""
         losses = self.loss(output, part.target, part.correction, part.has_target_per_sample)
-        if losses.ndim == 0:
+        if self.loss.is_of_batch:
             return losses.expand(part.size)
         if losses.shape[0] != part.size:
             raise ValueError(
