@@ -143,9 +143,11 @@ class _Saved:
         if isinstance(value, Tensor):
             if type(value) is Tensor and not value.requires_grad:
                 self.copy = value.clone()
-        elif isinstance(value, (list, deque, set)):
+        elif isinstance(value, (list, deque)):
             small = len(value) <= _MOST_ITEMS
             self.copy = [_Saved(item) for item in value] if small else list(value)
+        elif isinstance(value, set):
+            self.copy = frozenset(value)
         elif isinstance(value, dict):
             small = len(value) <= _MOST_ITEMS
             self.copy = {k: _Saved(v) for k, v in value.items()} if small else dict(value)
@@ -167,10 +169,13 @@ class _Saved:
             value.update({name: _put(item) for name, item in copy.items()})
         elif isinstance(value, torch.Generator):
             value.set_state(copy)
+        elif isinstance(value, set):
+            if value != copy:  # a set that is filled again may have another order
+                value.clear()
+                value.update(copy)
         else:
             value.clear()
-            items = [_put(item) for item in copy]
-            value.update(items) if isinstance(value, set) else value.extend(items)
+            value.extend(_put(item) for item in copy)
         return value
 
     def is_touched(self) -> bool:
@@ -193,6 +198,8 @@ class _Saved:
             )
         if isinstance(a, dict) and isinstance(b, dict):
             return list(a) == list(b) and all(_is_like(a[k], b[k], tolerance) for k in a)
+        if isinstance(a, frozenset) and isinstance(b, frozenset):
+            return len(a) == len(b) and _simple_items(a) == _simple_items(b)
         if isinstance(self.value, (int, float, str)) and type(self.value) is type(other.value):
             return bool(self.value == other.value) or self.value != self.value
         return True
@@ -207,6 +214,10 @@ class _Saved:
 
 def _is_like(a: Any, b: Any, tolerance: float) -> bool:
     return a.is_like(b, tolerance) if type(a) is _Saved and type(b) is _Saved else True
+
+
+def _simple_items(items: frozenset[Any]) -> set[Any]:
+    return {item for item in items if isinstance(item, (int, float, str))}
 
 
 def _put(item: Any) -> Any:
