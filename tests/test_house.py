@@ -15,7 +15,7 @@ SOURCE = ROOT / "src"
 # other. What lies in a package's own folder is below all of its rooms.
 ROOMS = {
     "multitangent": [
-        ["learning_rate"],
+        ["learning_rate", "diagnosis"],
         ["gradient"],
         ["engine"],
         ["perturbation"],
@@ -26,7 +26,7 @@ ROOMS = {
     "multitangent_lab": [
         ["cli"],
         ["experiments"],
-        ["search", "benchmarks", "fuzz"],
+        ["search", "benchmarks", "fuzz", "checkup"],
         ["training"],
         ["functions", "models", "data"],
         ["config"],

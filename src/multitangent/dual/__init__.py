@@ -12,6 +12,7 @@ from multitangent.dual._foreign_functions import foreign_functions
 from multitangent.dual._grad_mode import ObeyedGradMode, constant
 from multitangent.dual._graph import GRAPH_QUERIES
 from multitangent.dual._kernels import FASTER
+from multitangent.dual._observed import Observer, observed_functions
 from multitangent.dual._registry import (
     COMPOSITES,
     FallbackWarning,
@@ -37,6 +38,7 @@ __all__ = [
     "Factors",
     "FallbackWarning",
     "ObeyedGradMode",
+    "Observer",
     "Part",
     "add",
     "add_to",
@@ -51,6 +53,7 @@ __all__ = [
     "has_rule",
     "is_query",
     "map_duals",
+    "observed_functions",
     "ordinary_afterwards",
     "pad_rows",
     "primal",

@@ -40,9 +40,11 @@ def commands() -> dict[str, _Command]:
     """Returns the commands by name."""
     from multitangent_lab.config import (
         COMPARE_PRESETS,
+        DOCTOR_PRESETS,
         TRAIN_PRESETS,
         BenchConfig,
         CompareConfig,
+        DoctorConfig,
         FuzzConfig,
         ReproduceConfig,
         SearchConfig,
@@ -58,6 +60,7 @@ def commands() -> dict[str, _Command]:
         "lr-search": _Command(SearchConfig, {}, "multitangent_lab.search:run_search"),
         "lr-suggest": _Command(SuggestConfig, {}, "multitangent_lab.search:run_suggest"),
         "bench": _Command(BenchConfig, {}, "multitangent_lab.benchmarks:run_bench"),
+        "doctor": _Command(DoctorConfig, DOCTOR_PRESETS, "multitangent_lab.checkup:run_doctor"),
         "fuzz": _Command(FuzzConfig, {}, "multitangent_lab.fuzz:run_fuzz"),
     }
 
@@ -108,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: By default those of the process.
 
     Returns:
-        0; 1 for a run that failed, or a fuzz that found something wrong; 2 for bad input. Errors
+        0; 1 for a run that failed, a fuzz that found something wrong, or a model that does
+        not fit; 2 for bad input. Errors
         are one line on standard error, or a traceback where `$MULTITANGENT_TRACEBACK` is set.
     """
     try:

@@ -3,6 +3,7 @@
 from multitangent_lab._errors import ConfigError
 from multitangent_lab.config._bench import BenchConfig
 from multitangent_lab.config._choices import check_sources
+from multitangent_lab.config._doctor import DOCTOR_PRESETS, DoctorConfig
 from multitangent_lab.config._fuzz import FuzzConfig
 from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
 from multitangent_lab.config._learning_rates import default_learning_rate
@@ -13,6 +14,7 @@ from multitangent_lab.config._train import CompareConfig, TrainConfig, as_json
 
 __all__ = [
     "COMPARE_PRESETS",
+    "DOCTOR_PRESETS",
     "FIGURES",
     "NETWORKS",
     "STUDIES",
@@ -21,6 +23,7 @@ __all__ = [
     "BenchConfig",
     "CompareConfig",
     "ConfigError",
+    "DoctorConfig",
     "FuzzConfig",
     "GradientName",
     "ReproduceConfig",

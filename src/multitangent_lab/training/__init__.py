@@ -4,6 +4,7 @@ from multitangent_lab._errors import ConfigError, NonFiniteLoss
 from multitangent_lab.config import CompareConfig, TrainConfig
 from multitangent_lab.training._compare import Comparison, compare
 from multitangent_lab.training._data import DatasetModule
+from multitangent_lab.training._model import own_model
 from multitangent_lab.training._module import GradientModule
 from multitangent_lab.training._named_gradients import AGGREGATORS, SOURCES, build_gradient
 from multitangent_lab.training._result import TrainResult
@@ -24,6 +25,7 @@ __all__ = [
     "build_gradient",
     "compare",
     "evaluate_best",
+    "own_model",
     "to_toml",
     "train",
 ]

@@ -1,0 +1,190 @@
+"""What a step costs beside inference, from small runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from multitangent._structures import tensors_of
+
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a step with K tangents is expected to cost.
+
+    Attributes:
+        num_tangents: K.
+        samples: The samples of the measured batch.
+        seconds: Of a step.
+        bytes: The memory of a step at its peak, model and batch included.
+        time_ratio: Seconds of a step over those of inference.
+        memory_ratio: Bytes of a step over those of inference.
+    """
+
+    num_tangents: int
+    samples: int
+    seconds: float
+    bytes: float
+    time_ratio: float
+    memory_ratio: float
+
+    def __str__(self) -> str:
+        return (
+            f"expected of a step, K = {self.num_tangents}, {self.samples} samples at once: "
+            f"{1e3 * self.seconds:.3g} ms, {self.time_ratio:.3g} times inference; "
+            f"{self.bytes / 2**20:.3g} MiB with model and batch, {self.memory_ratio:.3g} times"
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Measured time and memory of inference and of steps with a few numbers of tangents.
+
+    Times are medians of three runs after a first one. Bytes are those of parameters, buffers and
+    batch, and the largest sum of the sizes of all tensors that PyTorch's functions returned and
+    that were alive at the same time. What single functions need inside does not count. All samples
+    run at once: in micro-batches a step needs less memory.
+
+    Attributes:
+        samples: The samples of the batch.
+        fixed: The bytes of parameters, buffers and batch.
+        inference: Seconds and further bytes of a run of model and loss without gradients.
+        steps: Seconds and further bytes of a step, by K.
+    """
+
+    samples: int
+    fixed: int
+    inference: tuple[float, int]
+    steps: Mapping[int, tuple[float, int]]
+
+    def expected(self, num_tangents: int) -> Expectation:
+        """What a step with so many tangents should cost: a straight line through what was measured.
+
+        Args:
+            num_tangents: K.
+
+        Examples:
+            >>> steps = {1: (1.0, 200), 5: (2.0, 600)}
+            >>> cost = Cost(4, fixed=100, inference=(0.5, 100), steps=steps)
+            >>> cost.expected(9).seconds, cost.expected(9).memory_ratio
+            (3.0, 5.5)
+        """
+        (few, low), *_, (many, high) = sorted(self.steps.items())
+        share = (num_tangents - few) / (many - few)
+        seconds, size = (a + share * max(b - a, 0) for a, b in zip(low, high, strict=True))
+        size += self.fixed
+        return Expectation(
+            num_tangents,
+            self.samples,
+            seconds,
+            size,
+            seconds / max(self.inference[0], 1e-9),
+            size / max(self.inference[1] + self.fixed, 1),
+        )
+
+
+def measure_cost(
+    samples: int,
+    fixed: int,
+    inference: Callable[[], Any],
+    steps: Mapping[int, Callable[[], Any]],
+) -> Cost:
+    """Run inference and steps a few times each.
+
+    Args:
+        samples: The number of samples that they run.
+        fixed: The bytes of what is there before.
+        inference: Runs model and loss.
+        steps: Take one step each, by K; at least two of them.
+    """
+    return Cost(
+        samples,
+        fixed,
+        (_seconds(inference), peak_bytes(inference)),
+        {k: (_seconds(step), peak_bytes(step)) for k, step in steps.items()},
+    )
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(_REPEATS + 1):
+        _wait()
+        start = time.perf_counter()
+        run()
+        _wait()
+        times.append(time.perf_counter() - start)
+    return median(times[1:])
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """The largest sum of the sizes of live tensors that a run makes.
+
+    Examples:
+        >>> ones = torch.ones(256)
+        >>> peak_bytes(lambda: ones + 1 + 1 + 1)
+        2048
+    """
+    with _LiveTensors() as live:
+        run()
+    return live.peak
+
+
+class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the sizes of what functions return, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = {} if kwargs is None else kwargs
+        old = {_address(value) for value in tensors_of((args, dict(kwargs)))}
+        out = func(*args, **kwargs)
+        for value in tensors_of(out):
+            if _address(value) not in old:
+                self._add(value)
+        return out
+
+    def _add(self, value: Tensor) -> None:
+        address = _address(value)
+        if address in self._seen or address == 0:
+            return
+        storage = value.untyped_storage()
+        self._seen.add(address)
+        self.bytes += storage.nbytes()
+        self.peak = max(self.peak, self.bytes)
+        finalize(storage, self._free, address, storage.nbytes())
+
+    def _free(self, address: int, size: int) -> None:
+        self._seen.discard(address)
+        self.bytes -= size
+
+
+def _address(value: Tensor) -> int:
+    """Where a tensor's numbers lie; 0 for one without memory of the usual kind."""
+    try:
+        return value.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0

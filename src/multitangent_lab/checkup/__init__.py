@@ -1,0 +1,6 @@
+"""The command `multitangent doctor`: whose model, with which batch."""
+
+from multitangent_lab.checkup._case import Case, make_case
+from multitangent_lab.checkup._command import run_doctor
+
+__all__ = ["Case", "make_case", "run_doctor"]
