@@ -38,12 +38,12 @@ def test_a_product_of_one_value_with_itself_waits():
 
 def test_factors_may_be_written_into_before_the_product_is_computed():
     x, t = random(3, 4), random(2, 3, 4, seed=1)
-    y, dual = DualTensor(x.clone(), t), DualTensor(x.clone(), t)
+    y, dual = DualTensor(x.clone(), 2 * t), DualTensor(x.clone(), t)
     sine = dual.sin()
     product = sine * y
     for written in (dual, sine, y):
         written.mul_(3)
-    expected = t * (x.cos() * x + x.sin())
+    expected = t * (x.cos() * x + 2 * x.sin())
     torch.testing.assert_close(product.tangents, expected)
 
 
