@@ -79,8 +79,7 @@ class LinearTangents(Deferred):
         if isinstance(of_weight, Factored):
             total = with_factors(through, self.x, of_weight, shift)
         else:
-            product = None if of_weight is None else by_rows(self.x, of_weight)
-            total = add(through, product, shift)
+            total = add(_with_rows(through, self.x, of_weight), shift)
         return carried(total.movedim(-1, self.axis + 1), self.dtype)
 
     def along(self, rows: slice, gradients: Tensor) -> Tensor:
@@ -255,6 +254,17 @@ def _leaves_last(items: tuple[Any, ...], ndim: int) -> bool:
     if any(item is Ellipsis for item in items):
         return is_whole
     return taken < ndim or is_whole
+
+
+def _with_rows(through: Tensor | None, x: Tensor, t: Tensor | None) -> Tensor | None:
+    """``through + x W'^T``, added in place where both have equally many rows."""
+    if t is None:
+        return through
+    if through is None or len(through) != len(t) or not through.is_contiguous():
+        return add(through, by_rows(x, t))
+    rows = x.to(t.dtype).reshape(1, -1, x.shape[-1]).expand(len(t), -1, -1)
+    through.view(len(t), -1, through.shape[-1]).baddbmm_(rows, t.mT)
+    return through
 
 
 def _inner(t: Tensor, vectors: Tensor, dtype: torch.dtype) -> Tensor:

@@ -53,7 +53,6 @@ class Product(Deferred):
         """The sum, ``None`` if it can not wait."""
         rows = {len(t) for t, _ in (*self.terms, *other.terms)}
         kinds = {t.dtype for t, _ in (*self.terms, *other.terms)}
-        kinds |= {f.dtype for _, f in (*self.terms, *other.terms) if isinstance(f, Tensor)}
         if len(rows) > 1 or len(kinds) > 1:
             return None
         terms = list(self.terms)
@@ -70,8 +69,14 @@ class Product(Deferred):
         return self._of(terms) if len(terms) <= _MOST_TERMS else None
 
     def computed(self) -> Tensor:
-        """The tangents, in the type in which they are carried."""
-        (tangents, factor), *others = self.terms
+        """The tangents, in the type in which they are carried.
+
+        Factors are rounded to that type, so that nothing of K tensors is made in another.
+        """
+        (tangents, factor), *others = [
+            (t, carried(factor, self.dtype) if isinstance(factor, Tensor) else factor)
+            for t, factor in self.terms
+        ]
         total = tangents if factor is None else tangents * factor
         for t, factor in others:
             if isinstance(factor, Tensor):

@@ -59,7 +59,25 @@ def _multiply(out: Tensor, input: Any, other: Any) -> Tensor | Product:
         raise not_dense(torch.mul)
     if isinstance(other, (int, float)):
         return times(input, int(other) if isinstance(other, bool) else other)
+    if (waiting := _product_of(input, other, out)) is not None:
+        return waiting
     return add(scaled(input, other, out.ndim), scaled(other, input, out.ndim))
+
+
+def _product_of(x: Any, y: Any, out: Tensor) -> Product | None:
+    """The tangents of ``x y``, computed later where either is a product already."""
+    if type(x) is not DualTensor or type(y) is not DualTensor:
+        return None
+    if not (x.is_pending or y.is_pending) or not x.shape == y.shape == out.shape:
+        return None
+    return _times_own(x, y.primal).plus(_times_own(y, x.primal))
+
+
+def _times_own(x: DualTensor, factor: Tensor) -> Product:
+    """The tangents of `x` times a tensor that others may write into before they are computed."""
+    product = x.product
+    is_kept = any(weight is None for _, weight in product.terms)
+    return product.times(factor.clone() if is_kept else factor)
 
 
 @register_rule(torch.div, Tensor.div, torch.true_divide, Tensor.true_divide)

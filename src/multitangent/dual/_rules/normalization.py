@@ -107,6 +107,7 @@ def _layer_norm(
 
 def _standardized(t: Tensor, standard: Tensor, scale: Tensor, axes: list[int]) -> Tensor:
     """Tangents of ``(x - mean) / deviation``, both taken over the axes, times a scale."""
+    standard, scale = standard.to(t.dtype), scale.to(t.dtype)
     mean_product = (t * standard).mean(axes, keepdim=True)
     centered = t - t.mean(axes, keepdim=True)
     return torch.addcmul(centered, standard, mean_product, value=-1).mul_(scale)
@@ -173,8 +174,9 @@ def _rms_norm(
     through = None
     if type(input) is DualTensor:
         t = full(input, *axes)
-        mean_product = (t * standard).mean(axes, keepdim=True)
+        rounded = standard.to(t.dtype)
+        mean_product = (t * rounded).mean(axes, keepdim=True)
         scale = spread if weight is None else spread * primal(weight)
-        through = torch.addcmul(t, standard, mean_product, value=-1).mul_(scale)
+        through = torch.addcmul(t, rounded, mean_product, value=-1).mul_(scale.to(t.dtype))
     of_weight = tangents(weight, x.ndim)
     return add(through, None if of_weight is None else of_weight * standard)
