@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -47,10 +48,22 @@ class LogitsLoss(nn.CrossEntropyLoss):
                 f"output. Found {type(output).__name__} without. Try a function "
                 "`(output, target) -> [B]`."
             )
-        if self.shift:
-            logits = logits[:, :-1]
-        classes_first = logits.movedim(-1, 1) if logits.ndim > 2 else logits
-        return super().forward(classes_first, self.counted(target))
+        if logits.ndim < 3 or target.shape != logits.shape[:-1] or target.is_floating_point():
+            if self.shift:
+                raise ValueError(
+                    "`LogitsLoss(shift=True)` should get logits [B, T, classes] and the tokens "
+                    f"[B, T]. Found {list(logits.shape)} and {list(target.shape)} of "
+                    f"{target.dtype}. Try to leave out `shift`."
+                )
+            return super().forward(logits.movedim(-1, 1), target)
+        labels = target
+        if self.shift:  # the last logits have no label, which saves a copy of the others
+            labels = F.pad(target[:, 1:], (0, 1), value=self.ignore_index)
+        losses = super().forward(logits.flatten(0, -2), labels.flatten())
+        if self.reduction != "none":
+            return losses
+        losses = losses.reshape(labels.shape)
+        return losses[:, :-1] if self.shift else losses
 
     def counted(self, target: Tensor) -> Tensor:
         """The labels that logits are compared with."""

@@ -18,6 +18,7 @@ from multitangent_lab.benchmarks._plots import draw_cosines, draw_tangents
 from multitangent_lab.benchmarks._push import time_push
 from multitangent_lab.benchmarks._statistics import compare_statistics
 from multitangent_lab.benchmarks._step import time_step
+from multitangent_lab.benchmarks._tuning import compare_tuning
 from multitangent_lab.config import BenchConfig
 
 _FIGURES: dict[str, Callable[[BenchConfig], dict[str, Any]]] = {
@@ -31,6 +32,7 @@ _TABLES: dict[str, Callable[[BenchConfig], _Rows]] = {
     "tangents": curve_of_tangents,
     "cosine": curve_of_cosines,
     "guesses": table_of_guesses,
+    "tuning": compare_tuning,
 }
 _PICTURES = {"tangents": draw_tangents, "cosine": draw_cosines}
 

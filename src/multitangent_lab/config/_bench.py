@@ -14,12 +14,14 @@ class BenchConfig:
     """Measure speed and memory, as ratios within one run."""
 
     measure: Positional[
-        Literal["step", "push", "memory", "tangents", "cosine", "statistics", "guesses"]
+        Literal["step", "push", "memory", "tangents", "cosine", "statistics", "guesses", "tuning"]
     ] = "step"
     """step: the time of the whole step, from batch to gradients. push: of the sweep alone. memory:
     the peak of a step. tangents: time and memory against K. cosine: what the time buys, the squared
     cosine with the true gradient. statistics: how far frozen batch statistics are from coupled.
-    guesses: time and operations of a step with guesses among the tangents."""
+    guesses: time and operations of a step with guesses among the tangents. tuning: memory and time
+    of a step that tunes a language model of the shape of GPT-2 (124 million parameters, 256 tokens,
+    4 samples)."""
     model: Literal["fc", "resnet18", "vit"] = "fc"
     """The paper's networks: fully-connected and vision transformer on MNIST's shapes, ResNet18 on
     those of CIFAR-10."""
@@ -47,5 +49,9 @@ class BenchConfig:
     """Seed of weights, data and tangents."""
     out: Path | None = None
     """File for the result as JSON, and for curves its CSV and PNG beside it."""
+    trained: Literal["adapters", "all"] = "adapters"
+    """What tuning trains: LoRA adapters of rank 8, or all weights."""
+    language_model: Suppress[tuple[int, int, int, int]] = (50257, 256, 768, 12)
+    """Possible tokens, tokens of a sample, width and blocks of the model that tuning takes."""
     counts: Suppress[tuple[int, ...]] = (1, 2, 4, 8, 16, 32)
     """Numbers of tangents of the curves."""
