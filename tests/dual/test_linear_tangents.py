@@ -61,6 +61,8 @@ LOSSES = {
     "transposed": lambda y: F.cross_entropy(y.mT, LABELS, reduction="none").mean(1),
     "transpose": lambda y: F.cross_entropy(y.transpose(-1, 1), LABELS),
     "permuted": lambda y: F.cross_entropy(y.permute(1, -1, 0), LABELS.mT, reduction="none"),
+    "moved": lambda y: F.cross_entropy(y.movedim(-1, 1), LABELS),
+    "two axes moved": lambda y: F.cross_entropy(y.movedim((1, -1), (0, 1)), LABELS.mT),
     "flat": lambda y: F.cross_entropy(y.double().view(-1, V), LABELS.flatten(), reduction="sum"),
     "flattened": lambda y: F.cross_entropy(y.flatten(0, 1), LABELS.flatten()),
     "cut": lambda y: F.cross_entropy(

@@ -118,12 +118,15 @@ def _permute(out: Tensor, x: Any, *dims: Any) -> Tensor | Deferred:
 
 
 @register_rule(torch.movedim, Tensor.movedim, torch.moveaxis, Tensor.moveaxis)
-def _movedim(out: Tensor, x: Any, source: Any, destination: Any) -> Tensor:
-    def axes(dim: Any) -> list[int]:
-        return [_axis(x, axis) for axis in ([dim] if isinstance(dim, int) else dim)]
-
-    t: Tensor = x.tangents
-    return t if out.ndim == 0 else t.movedim(axes(source), axes(destination))
+def _movedim(out: Tensor, x: Any, source: Any, destination: Any) -> Tensor | Deferred:
+    moved, to = (
+        [dim % max(out.ndim, 1) for dim in ([dims] if isinstance(dims, int) else dims)]
+        for dims in (source, destination)
+    )
+    axes = [axis for axis in range(out.ndim) if axis not in moved]
+    for position, axis in sorted(zip(to, moved, strict=True)):
+        axes.insert(position, axis)
+    return _permute(out, x, axes) if out.ndim else x.tangents
 
 
 @register_rule(torch.narrow, Tensor.narrow)
