@@ -103,6 +103,9 @@ def first_block(model: nn.Module) -> str | None:
 
 def _innermost(name: str, blocks: nn.Module) -> list[str]:
     """A list of blocks, or those that its members consist of, as stages do of blocks."""
+    nested = [f"{name}.{n}" for n, b in blocks.named_children() if type(b) is nn.ModuleList]
+    if nested:  # lists are never called
+        return nested
     inner = [
         f"{name}.{number}.{child}"
         for number, block in blocks.named_children()
