@@ -131,3 +131,12 @@ def test_what_helps(make: Any, perturb: Any) -> None:
     SimulatedGradient(model, loss, Normal(2), perturb=perturb)(inputs, target)
     single = type(model).__name__.startswith("Mixtral")  # its normalisation
     assert relative_error(found, taken(model)) < (1e-5 if single else 1e-8)
+
+
+def test_blocks_that_are_lists_of_layers() -> None:
+    model, inputs, target = made(funnel)
+    gradient = ForwardGradient(model, loss, Normal(1))
+    gradient(inputs, target)
+    blocks = ["funnel.encoder.blocks.0.0", "funnel.encoder.blocks.1.0"]
+    decoder = ["funnel.decoder.layers.0", "funnel.decoder.layers.1"]
+    assert list(gradient.sites) == blocks + decoder
