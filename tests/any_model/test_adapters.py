@@ -217,7 +217,8 @@ def test_a_prompt_that_all_samples_share_is_a_clear_error(name: str) -> None:
     model, inputs, target, _ = made(name, "weights")
     with pytest.raises(
         ValueError,
-        match=r"Found none: 'prompt_encoder.*' returns shape \[1, 2, .*`Activations\(sites=\[",
+        match=r"Found none: 'prompt_encoder.*' returns shape \[1, 2, .*"
+        r"`Activations\(sites=\['base_model.transformer.h.0'\]",
     ):
         ForwardGradient(model, language_loss)(inputs, target)
 

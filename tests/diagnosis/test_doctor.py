@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from multitangent import Normal
-from multitangent.diagnosis import Report, doctor, repair
+from multitangent.diagnosis import Report, _cost, doctor, measure_cost, repair
 from multitangent.diagnosis._cost import peak_bytes
 
 LOSS = nn.CrossEntropyLoss()
@@ -131,8 +132,11 @@ def test_samples_that_meet_fail_the_self_test():
 
 
 def test_an_error_of_the_model_is_no_finding():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
         doctor(nn.Linear(3, 2), batch(4), LOSS)
+    assert raised.value.__notes__ == [
+        "Model and loss should run on the batch. They raise this without tangents."
+    ]
 
 
 def test_nothing_stays():
@@ -165,6 +169,21 @@ def test_memory_that_is_expected_of_more_tangents(perturb):
     block = 4 * cost.dimension  # of one tangent, in bytes
     assert many - few > 32 * block
     assert cost.cost.expected(33).memory_ratio > cost.cost.expected(1).memory_ratio > 1
+
+
+def test_inference_is_not_charged_for_a_copy_of_the_batch():
+    report = doctor(nn.Linear(400, 2), (torch.randn(6, 400), batch()[1]), LOSS)
+    assert report.cost is not None and report.cost.inference[1] < 6 * 400 * 4
+    assert "1 site, n = 2 ((model) 2)" in str(report) and "KiB with model" in str(report)
+
+
+@pytest.mark.parametrize(("long", "runs"), [(60.0, 5), (0.0, 2)])
+def test_what_takes_long_is_timed_once(long, runs, monkeypatch):
+    monkeypatch.setattr(_cost, "_LONG", long)
+    calls: list[int] = []
+    steps = {k: partial(calls.append, k) for k in (1, 8)}
+    measure_cost(4, 0, partial(calls.append, 0), steps)
+    assert [calls.count(k) for k in (0, 1, 8)] == [runs] * 3  # one of them for memory
 
 
 def with_weight_norm(layer: nn.Module, name: str = "weight", dim: int | None = 0) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from multitangent._structures import tensors_of
 
 _REPEATS = 3
+_LONG = 1.0  # seconds; what takes longer runs once
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,34 @@ class Expectation:
 
     def __str__(self) -> str:
         return (
-            f"expected of a step, K = {self.num_tangents}, {self.samples} samples at once: "
-            f"{1e3 * self.seconds:.3g} ms, {self.time_ratio:.3g} times inference; "
-            f"{self.bytes / 2**20:.3g} MiB with model and batch, {self.memory_ratio:.3g} times"
+            f"expected of a step, K = {self.num_tangents}, {_samples(self.samples)} at once: "
+            f"{_time(self.seconds)}, {self.time_ratio:.3g} times inference; "
+            f"{_size(self.bytes)} with model and batch, {self.memory_ratio:.3g} times"
         )
+
+
+def _samples(count: int) -> str:
+    return "1 sample" if count == 1 else f"{count} samples"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def _size(size: float) -> str:
+    exponent = 3 if size >= 2**30 else 2 if size >= 2**20 else 1
+    return f"{size / 2 ** (10 * exponent):.3g} {'KMG'[exponent - 1]}iB"
 
 
 @dataclass(frozen=True)
 class Cost:
     """Measured time and memory of inference and of steps with a few numbers of tangents.
 
-    Times are medians of three runs after a first one. Bytes are those of parameters, buffers and
-    batch, and the largest sum of the sizes of all tensors that PyTorch's functions returned and
-    that were alive at the same time. What single functions need inside does not count. All samples
-    run at once: in micro-batches a step needs less memory.
+    Times are medians of three runs after a first one, or of one run that takes over a second.
+    Bytes are those of parameters, buffers and batch, and the largest sum of the sizes of all
+    tensors that PyTorch's functions returned and that were alive at the same time. What single
+    functions need inside does not count. All samples run at once: in micro-batches a step needs
+    less memory.
 
     Attributes:
         samples: The samples of the batch.
@@ -123,6 +138,8 @@ def _seconds(run: Callable[[], Any]) -> float:
         run()
         _wait()
         times.append(time.perf_counter() - start)
+        if times[0] > _LONG:
+            return times[0]
     return median(times[1:])
 
 

@@ -78,9 +78,10 @@ def doctor(
     """
     inputs, target = batch
     objective = Objective(model, loss)
-    inference = partial(_inference, objective, inputs, target)
+    copied = objective.batch(inputs, target).copied()  # a model may write into its inputs
+    inference = partial(_inference, objective, copied.inputs, copied.target)
     with _nothing_stays(objective):
-        inference()  # an error of the model itself is no finding
+        _check(inference)
     repairs = repair(model, inference=partial(_output, objective, inputs)) if fix else ()
     tangents = Normal(16) if tangents is None else tangents
     make = partial(_gradient, model, loss, perturb)
@@ -130,9 +131,18 @@ def _output(objective: Objective, inputs: Any) -> Any:
             module.training = True
 
 
+def _check(inference: Callable[[], None]) -> None:
+    """Let an error of the model itself pass: it is no finding."""
+    try:
+        inference()
+    except Exception as error:
+        error.add_note("Model and loss should run on the batch. They raise this without tangents.")
+        raise
+
+
 def _inference(objective: Objective, inputs: Any, target: Any) -> None:
     with torch.no_grad():
-        batch = objective.batch(inputs, target).copied()
+        batch = objective.batch(inputs, target)
         objective.losses(objective.output(batch), batch)
 
 

@@ -91,15 +91,16 @@ class Report:
             yield f"repaired: {repair}"
         yield f"functions with a rule: {len(self._with('rule'))}"
         for title, findings in (
-            ("through their own backward: right, but slower", self.fallbacks),
+            ("functions through their own backward: right, but slower", self.fallbacks),
             ("not supported", self.unsupported),
         ):
             if findings:
-                yield f"functions {title}:"
+                yield f"{title}:"
                 yield from (f"    {finding}" for finding in findings)
         if self.sites:
-            sizes = [f"{name} {size}" for name, size in self.sites.items()]
-            yield f"perturbed: {len(sizes)} sites, n = {self.dimension} ({_some(sizes)})"
+            sizes = [f"{name or '(model)'} {size}" for name, size in self.sites.items()]
+            places = "1 site" if len(sizes) == 1 else f"{len(sizes)} sites"
+            yield f"perturbed: {places}, n = {self.dimension} ({_some(sizes)})"
         if self.cost is not None:
             yield str(self.cost.expected(self.num_tangents))
         for note in self.notes:

@@ -32,7 +32,7 @@ from multitangent.perturbation._perturbation import (
     zero_injection,
 )
 from multitangent.perturbation._pullback import LocalPullback
-from multitangent.perturbation._sites import Site
+from multitangent.perturbation._sites import Site, first_block
 from multitangent.tangents import Needs, Stream, Tangents
 
 
@@ -168,9 +168,9 @@ class ActivationRun:
         elif not self.tangents.blocks and self._ending is None:
             raise ValueError(
                 "`sites` should have outputs that depend on the samples. Found none: "
-                f"{self._shared_outputs()}. Try `Activations(sites=[...])` with the first module "
-                "behind them that does, such as the first block of a transformer, or "
-                "`perturb='weights'`."
+                f"{self._shared_outputs()}. Try `Activations(sites=[{self._next_place()}])` with "
+                "the first module behind them that does, such as the first block of a "
+                "transformer, or `perturb='weights'`."
             )
         return evaluation._replace(losses=losses)
 
@@ -178,7 +178,15 @@ class ActivationRun:
         """The sites of which no output is perturbed, with the shapes of their outputs."""
         shapes = {name: list(shape) for name, shape in self.unperturbed.items()}
         found = ", ".join(f"{name!r} returns shape {shape}" for name, shape in shapes.items())
-        return found or "no site returned a floating-point tensor"
+        return found or (
+            "no site was called and returned a floating-point tensor; a model that calls "
+            "`module.forward(...)` passes its sites by"
+        )
+
+    def _next_place(self) -> str:
+        """The first block of the model, if it is no site yet."""
+        name = first_block(self._objective.model)
+        return "..." if name is None or name in {site.name for site in self._sites} else repr(name)
 
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False

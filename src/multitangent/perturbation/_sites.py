@@ -31,8 +31,9 @@ def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Sit
 
     By default, for an ``nn.Sequential`` each child with trainable parameters together with the
     parameter-free ones after it. For another model the blocks that it repeats, such as those of a
-    transformer. Otherwise every module with trainable parameters of its own and none in others
-    inside it, and whole those of PyTorch's own modules that have both (attention).
+    transformer: the trainable ones, and the first if something before it is trained. Otherwise
+    every module with trainable parameters of its own and none in others inside it, and whole those
+    of PyTorch's own modules that have both (attention).
 
     Raises:
         ValueError: If a name is unknown, a site lies inside another, or there is none.
@@ -67,13 +68,44 @@ def _blocks(model: nn.Module) -> list[Site]:
     return [
         Site(f"{name}.{number}", (block,))
         for name in lists
-        for number, block in modules[name].named_children()
-        if _is_trainable(block)
+        for index, (number, block) in enumerate(modules[name].named_children())
+        if _is_trainable(block) or (index == 0 and _follows_trained(model, name, lists))
     ]
+
+
+def _follows_trained(model: nn.Module, name: str, lists: Sequence[str]) -> bool:
+    """Whether something before a list of blocks is trained that no block holds.
+
+    The first block is a site then, frozen or not. Otherwise the graph that leads there would go on
+    through all frozen blocks to the first one that is trained.
+    """
+    for found, parameter in model.named_parameters():
+        if found.startswith(f"{name}."):
+            return False
+        if parameter.requires_grad and not any(found.startswith(f"{other}.") for other in lists):
+            return True
+    return False
+
+
+def first_block(model: nn.Module) -> str | None:
+    """The name of the first of the blocks that a model repeats, frozen or not, if it has any."""
+    for name, module in model.named_modules():
+        blocks = list(module.children())
+        if (
+            isinstance(module, (nn.ModuleList, nn.Sequential))
+            and len(blocks) > 1
+            and len({type(block) for block in blocks}) == 1
+            and _is_block(blocks[0])
+        ):
+            return f"{name}.{next(iter(module._modules))}"
+    return None
 
 
 def _innermost(name: str, blocks: nn.Module) -> list[str]:
     """A list of blocks, or those that its members consist of, as stages do of blocks."""
+    nested = [f"{name}.{n}" for n, b in blocks.named_children() if type(b) is nn.ModuleList]
+    if nested:  # lists are never called
+        return nested
     inner = [
         f"{name}.{number}.{child}"
         for number, block in blocks.named_children()

@@ -85,7 +85,9 @@ def _own_case(config: DoctorConfig) -> Case:
     match found:
         case nn.Module() as model, (inputs, target), loss if callable(loss):
             return Case(model, inputs, target, loss)
-    shown = "a model alone" if isinstance(found, nn.Module) else f"a {type(found).__name__}"
+    kinds = ", ".join(type(part).__name__ for part in found) if isinstance(found, tuple) else ""
+    shown = f"a {type(found).__name__}" + (f" of {kinds}" if kinds else "")
+    shown = "a model alone" if isinstance(found, nn.Module) else shown
     raise ConfigError(
         "`model` should name a function that returns a model, a batch and a loss. Found that "
         f"{config.model!r} returns {shown}. Try `return model, (inputs, target), "

@@ -38,14 +38,17 @@ def load_checkpoint(folder: Path) -> nn.Module:
         config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
         kind = getattr(library, (config.architectures or [""])[0], None)
         if kind is None:
-            raise ValueError("config.json names no class of transformers as `architectures`")
+            raise ValueError(
+                "config.json names no class of transformers as `architectures`, such as "
+                '["GPT2LMHeadModel"]'
+            )
         if any(found for pattern in _WEIGHTS for found in folder.glob(pattern)):
             return kind.from_pretrained(folder, local_files_only=True)
         return kind(config)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the library raises for a file that is not right
         raise ConfigError(
             "`model` should be a folder with a checkpoint of transformers. Found "
-            f"{str(folder)!r}: {error}. {_TRY}"
+            f"{str(folder)!r}: {str(error).rstrip('.')}. {_TRY}"
         ) from error
 
 
@@ -83,10 +86,17 @@ def random_target(
     """Returns random classes, for every token or every sample, and their cross-entropy.
 
     Raises:
-        ConfigError: The model returns no logits.
+        ConfigError: The model does not run on the inputs, or returns no logits.
     """
-    with torch.no_grad():
-        logits = getattr(model(**inputs), "logits", None)
+    try:
+        with torch.no_grad():
+            logits = getattr(model(**inputs), "logits", None)
+    except Exception as error:  # whatever the model raises
+        raise ConfigError(
+            f"`model` should be a checkpoint that runs on random {', '.join(inputs)}. Found that "
+            f"{type(model).__name__} raises {type(error).__name__}: {str(error).rstrip('.')}. "
+            f"{_TRY}"
+        ) from error
     if logits is None:
         raise ConfigError(
             "`model` should be a checkpoint of a model with a head, which returns logits. Found "

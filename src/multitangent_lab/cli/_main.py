@@ -130,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("MULTITANGENT_TRACEBACK"):
             raise
         hint = _HINT if isinstance(error, ModuleNotFoundError) else ""
-        print("multitangent:", " ".join(str(error).split()) + hint, file=sys.stderr)
+        text = " ".join([str(error), *getattr(error, "__notes__", ())])
+        print("multitangent:", " ".join(text.split()) + hint, file=sys.stderr)
         return 2 if _is_bad_input(error) else 1
     return int(value.get("failed", False))
 

@@ -16,6 +16,8 @@ from multitangent_lab.cli import main
 from multitangent_lab.config import DOCTOR_PRESETS, TRAIN_PRESETS
 
 MINE = """
+import warnings
+
 import torch
 from torch import nn
 
@@ -46,7 +48,9 @@ def bad():
 
 
 def normed():
-    layer = nn.utils.weight_norm(nn.Linear(8, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        layer = nn.utils.weight_norm(nn.Linear(8, 8))
     return layers(layer), batch(), nn.CrossEntropyLoss()
 
 
@@ -56,6 +60,10 @@ def alone():
 
 def broken():
     return nn.Linear(3, 2), batch(), nn.CrossEntropyLoss()
+
+
+def turned():
+    return nn.Linear(4, 2), nn.CrossEntropyLoss(), batch()
 
 
 def data():
@@ -87,27 +95,33 @@ def test_a_model_with_an_unsupported_part_exits_with_1(folder: Path) -> None:
     assert found.stderr == ""
 
 
-def test_a_model_that_is_repaired_exits_with_0(folder: Path) -> None:
-    found = run(folder, "theirs:normed", "--fix", "--json", "--perturb", "weights")
-    assert found.returncode == 0, found.stderr
-    value = json.loads(found.stdout)
+def test_a_model_that_is_repaired_exits_with_0(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["doctor", "theirs:normed", "--fix", "--json", "--perturb", "weights"]) == 0
+    value = json.loads(capsys.readouterr().out)
     assert value["failed"] is False and value["fault"] == ""
     assert value["repairs"][0].startswith("1: torch.nn.utils.weight_norm of 'weight'")
     assert value["dimension"] == sum(value["sites"].values()) > 100
     assert value["expected"]["num_tangents"] == 16
 
 
-def test_a_model_with_data_of_ones_own(folder: Path) -> None:
-    found = run(folder, "theirs:alone", "--data", "theirs:data")
-    assert found.returncode == 0, found.stderr
-    assert "n = 10 (0 8, 2 2)" in found.stdout and "4 samples at once" in found.stdout
+def test_a_model_with_data_of_ones_own(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["doctor", "theirs:alone", "--data", "theirs:data"]) == 0
+    out = capsys.readouterr().out
+    assert "n = 10 (0 8, 2 2)" in out and "4 samples at once" in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["theirs:alone"], 2, "returns a model alone. Try"),
-        (["theirs:broken"], 1, "shapes cannot be multiplied"),
+        (["theirs:broken"], 1, "Model and loss should run on the batch"),
+        (["theirs:turned"], 2, "a tuple of Linear, CrossEntropyLoss, tuple. Try"),
         (["resnet"], 2, "Try 'resnet18'"),
         (["fc", "--data", "theirs:data"], 2, "Try it without --data"),
         (["fc", "--batch-size", "0"], 2, "should be at least 1"),
@@ -131,10 +145,9 @@ def test_the_presets_are_those_of_train() -> None:
 
 
 @pytest.mark.parametrize("name", DOCTOR_PRESETS)
-def test_a_preset_exits_with_0(name: str, folder: Path) -> None:
-    found = run(folder, "--preset", name)
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert "self-test passed" in found.stdout
+def test_a_preset_exits_with_0(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--preset", name, "--device", "cpu"]) == 0
+    assert "self-test passed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", ["fc", "resnet18", "vit", "gpt"])
@@ -166,3 +179,24 @@ def test_a_checkpoint_of_transformers(
     for name in ("whole", "config"):
         assert main(["doctor", str(tmp_path / name), "--device", "cpu"]) == 0
     assert capsys.readouterr().out.count("self-test passed") == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("LMHeadModel", "Found '.*'"),
+        ("ForSequenceClassification", "raises ValueError: Cannot"),
+        (None, "no class .* such as"),
+    ],
+)
+def test_a_checkpoint_that_does_not_run(
+    head: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tf = pytest.importorskip("transformers")
+    config = tf.GPT2Config(n_embd=4, n_head=2, n_layer=1, vocab_size=11)
+    config.architectures = head and [f"GPT2{head}"]
+    config.save_pretrained(tmp_path)
+    if head == "LMHeadModel":
+        (tmp_path / "model.safetensors").write_bytes(b"half of a file")
+    assert main(["doctor", str(tmp_path), "--device", "cpu"]) == 2
+    assert re.search(message, capsys.readouterr().err)
