@@ -75,7 +75,7 @@ def _plot(axes: Axes, spent: str, key: tuple[Any, ...], runs: Sequence[Sequence[
     losses = [[row["validation_loss"] for row in rows] for rows in points]
     x = [fmean(row[spent] for row in rows) for rows in points]
     colour = _COLOURS[method, guess]
-    style = ":" if (method, optimizer) == ("mezo", "sgd") else _STYLES[num_tangents]
+    style = ":" if optimizer == "adam" else _STYLES[num_tangents]
     axes.plot(
         x, list(map(fmean, losses)), color=colour, linestyle=style, marker=".", ms=4,
         label=label(*key),

@@ -76,7 +76,7 @@ class Tuning(Cell):
     optimizer: Optimizer
     learning_rate: float
     seed: int
-    budget: int = 4000
+    budget: int = 2000
     batch_size: int = 8
     rank: int = 4
     points: int = 12

@@ -102,6 +102,11 @@ def test_the_base_stays_and_the_adapters_begin_with_it(context):
     model, other = tuned_model(TINY, context), tuned_model(replace(TINY, seed=1), context)
     tokens = torch.randint(256, (2, 8))
     assert torch.equal(model(tokens), other(tokens))
+    downs = [
+        [value for name, value in of_seed.state_dict().items() if name.endswith(".down")]
+        for of_seed in (model, other)
+    ]
+    assert not any(map(torch.equal, *downs))  # they are drawn by the seed
     before = {name: value.clone() for name, value in model.state_dict().items()}
     gradient = gradient_of(replace(TINY, guess=True), model)
     trainable = [p for p in model.parameters() if p.requires_grad]
