@@ -53,8 +53,8 @@ class Contender:
 
 SETTING = Tuning("single", 1, False, "sgd", 1.0, 0)  # what all cells have in common
 
-# Plain SGD for all, as published for MeZO: in short trials it was ahead of Adam, which is beside it
-# for two. With far fewer tangents than weights a projection is K/n of the mean: hence its rates.
+# Plain SGD for all, as published for MeZO, and Adam beside it for two of them. With far fewer
+# tangents than weights a projection is K/n of the mean: hence its rates.
 CONTENDERS: Sequence[Contender] = (
     Contender("backpropagation", 1, False, "sgd", 0.3),
     Contender("mezo", 1, False, "sgd", 0.003),
