@@ -20,7 +20,7 @@ from multitangent_lab.benchmarks._case import device_of
 from multitangent_lab.benchmarks._peak import peak_mib
 from multitangent_lab.benchmarks._timing import interleaved, ratio
 from multitangent_lab.config import BenchConfig
-from multitangent_lab.models import add_low_rank_adapters, gpt
+from multitangent_lab.models import add_lora, gpt
 
 _BATCH, _RANK, _COUNTS = 4, 8, (1, 4, 16)
 _OTHERS = ("inference", "backpropagation", "checkpointed backpropagation")
@@ -161,7 +161,7 @@ def _make(config: BenchConfig) -> _Case:
         heads = max(width // 64, 1)
         model = gpt(vocabulary, context, embedding=width, blocks=blocks, heads=heads, tied=True)
         if config.trained == "adapters":
-            add_low_rank_adapters(model, _RANK)
+            add_lora(model, _RANK)
         tokens, labels = torch.randint(vocabulary, (2, config.batch or _BATCH, context))
     return _Case(model.to(device), tokens.to(device), labels.to(device), config.trained)
 

@@ -13,7 +13,15 @@ from multitangent_lab.config._checks import check_fields
 
 FIGURES = ("fig3", "fig4", "fig5", "fig6", "table1")
 NETWORKS = ("fig6", "table1")
-STUDIES = ("function-rates", "network-rates", "samplers", "guesses", "guesses-full", "running-mean")
+STUDIES = (
+    "function-rates",
+    "network-rates",
+    "samplers",
+    "guesses",
+    "guesses-full",
+    "running-mean",
+    "adapters",
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,13 @@ class ReproduceConfig:
             "guesses",
             "guesses-full",
             "running-mean",
+            "adapters",
         ]
     ] = "fig3"
     """fig3: how close gradients come, fig4: closed-form functions, fig5: tangents on a cone, fig6:
     fully-connected networks, table1: ResNet18 and the vision transformer; all: these five. Studies:
     learning rates of functions and of networks, samplers of a search, gradients with guesses in
-    small and in full, running means of gradients."""
+    small and in full, running means of gradients, adapters of a language model."""
     quick: bool = False
     """A small version, for a first look: each takes a minute or two."""
     out: Path | None = None

@@ -3,6 +3,7 @@
 from multitangent_lab._errors import DataError
 from multitangent_lab.data._batches import Batches
 from multitangent_lab.data._datasets import Dataset, Split, first_images, load_dataset
+from multitangent_lab.data._files import data_directory
 from multitangent_lab.data._own import OwnData, own_data
 from multitangent_lab.data._raw import DATASET_NAMES
 from multitangent_lab.data._samples import Data, Loss, Samples
@@ -20,6 +21,7 @@ __all__ = [
     "Split",
     "Text",
     "Windows",
+    "data_directory",
     "first_images",
     "load_dataset",
     "load_text",

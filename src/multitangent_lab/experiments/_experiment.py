@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +48,7 @@ def _no_claims(rows: list[Row]) -> list[Claim]:
     return []
 
 
-def _nothing_further(store: Store) -> Sequence[Cell]:
+def _nothing_further(store: Store) -> Iterable[Cell]:
     return ()
 
 
@@ -62,7 +62,8 @@ class Experiment:
         run: From a cell to its rows.
         draw: From the rows of all cells that have ended to the pictures and further tables.
         claims: From the same rows to what they say about the paper.
-        further: Cells that depend on the results so far.
+        further: Cells that depend on the results so far; one is asked for when the one before it
+            has been run, or is left to another process.
     """
 
     title: str
@@ -70,4 +71,4 @@ class Experiment:
     run: Callable[[Any, Context], list[Row]]
     draw: Callable[[list[Row], Path], None]
     claims: Callable[[list[Row]], list[Claim]] = _no_claims
-    further: Callable[[Store], Sequence[Cell]] = _nothing_further
+    further: Callable[[Store], Iterable[Cell]] = _nothing_further
