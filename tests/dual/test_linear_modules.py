@@ -90,6 +90,12 @@ class NotLinearInPyTorch(Int8):
         return super().forward(x).tanh()
 
 
+class RoundsItsInput(Kernel):
+    def forward(self, x: Tensor) -> Tensor:
+        unit = x.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127
+        return super().forward((x / unit).round() * unit)
+
+
 class WrongTransposed(Kernel):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)
@@ -97,7 +103,7 @@ class WrongTransposed(Kernel):
 
 for kind in (Declared, Opaque, OwnFunction, NotLinearInPyTorch):
     register_linear_module(kind)
-for kind in (OpaqueWithGradient, NotLinear):
+for kind in (OpaqueWithGradient, NotLinear, RoundsItsInput):
     register_linear_module(kind, transposed=Int8.transposed)
 register_linear_module(
     WrongTransposed, transposed=lambda module, gradient: 2 * module.transposed(gradient)
@@ -275,13 +281,15 @@ def test_parts_of_the_batch(perturb, micro_batch):
     assert relative_error(*found) < 1e-10
 
 
-class _Beside(Model):
+class _Beside(nn.Module):
     def __init__(self, kind: Callable[..., nn.Module]) -> None:
-        super().__init__(kind)
-        self.left, self.right = kind(D, D), nn.Linear(D, D)
+        super().__init__()
+        self.first, self.left = nn.Linear(D, N), kind(N, N)
+        self.right, self.last = nn.Linear(N, N), nn.Linear(N, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.left(x) * self.right(x))
+        h = self.first(x)
+        return self.last(self.left(h) * self.right(h)).mean(1)
 
 
 def test_tangents_in_factors_and_of_half_precision():
@@ -316,11 +324,23 @@ def test_tangents_stop_where_gradients_are_switched_off():
 
 
 @PERTURBED
-@pytest.mark.parametrize("kind", [NotLinear, NotLinearInPyTorch, WrongTransposed])
+@pytest.mark.parametrize("kind", [NotLinear, NotLinearInPyTorch, RoundsItsInput, WrongTransposed])
 def test_a_wrong_declaration_is_found(kind, perturb):
     model, (x, y) = of_kind(lambda: Model(kind)), batch()
     with pytest.raises(VerificationError):
         ForwardGradient(model, nn.MSELoss(), Normal(3), perturb=perturb)(x, y)
+
+
+def test_slopes_and_curvatures():
+    model, (x, y) = of_kind(lambda: Model(Declared)), batch()
+    direction = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    lines = []
+    for each in (model, dequantised(model)):
+        gradient = ForwardGradient(each, nn.MSELoss(), Normal(3))
+        gradient(x, y)
+        lines.append(gradient.along(direction))
+    torch.testing.assert_close(lines[0].slopes, lines[1].slopes)
+    torch.testing.assert_close(lines[0].curvatures, lines[1].curvatures)
 
 
 def test_without_a_derivative_weights_are_trained_and_activations_are_not():
