@@ -368,12 +368,24 @@ def test_what_is_trained_inside_is_refused(perturb):
         ForwardGradient(model, nn.MSELoss(), Normal(3), perturb=perturb)(x, y)
 
 
+def test_backpropagation_does_not_lose_what_is_trained_inside():
+    x = torch.ones(B, D, requires_grad=True)
+    module = of_kind(Declared).float()
+    module.scale.requires_grad_()
+    module(x).sum().backward()
+    assert module.scale.grad is not None
+    other = of_kind(OpaqueWithGradient).float()
+    other.scale.requires_grad_()
+    with pytest.raises(ValueError, match=r"trained.*Found 'scale'"):
+        other(x)
+
+
 def test_other_arguments_are_constant():
     class Scaled(nn.Module):
         def forward(self, x: Tensor, factor: Tensor) -> Tensor:
             return x * factor
 
-    register_linear_module(Scaled)
+    register_linear_module(Scaled, transposed=lambda module, gradient: gradient)
     x = DualTensor(torch.ones(B, D), torch.ones(K, B, D))
     assert torch.equal(Scaled()(x, torch.tensor(2.0)).tangents, 2 * x.tangents)
     with pytest.raises(ValueError, match="Scaled is registered as linear in its first argument"):

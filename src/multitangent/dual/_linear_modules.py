@@ -159,9 +159,9 @@ def _recorded(
     kwargs: dict[str, Any],
 ) -> Any:
     """What `forward` returns, where autograd is to know how it depends on the input."""
-    _refuse_trained(module)
-    _refuse_others(module, (args[1:], kwargs))
     if transposed is not None:
+        _refuse_trained(module)
+        _refuse_others(module, (args[1:], kwargs))
         apply: Forward = _Recorded.apply
         return apply(args[0], plain, transposed, module, args[1:], kwargs)
     try:
