@@ -12,6 +12,7 @@ from multitangent.dual._foreign_functions import foreign_functions
 from multitangent.dual._grad_mode import ObeyedGradMode, constant
 from multitangent.dual._graph import GRAPH_QUERIES
 from multitangent.dual._kernels import FASTER
+from multitangent.dual._linear_modules import register_linear_module
 from multitangent.dual._observed import Observer, observed_functions
 from multitangent.dual._registry import (
     COMPOSITES,
@@ -59,6 +60,7 @@ __all__ = [
     "primal",
     "record_fallbacks",
     "register_composite",
+    "register_linear_module",
     "register_rule",
     "result_of",
     "sweep",

@@ -1,0 +1,209 @@
+"""Modules that are linear in their input, whatever computes them: quantised layers above all."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from multitangent._structures import tensors_of
+from multitangent.dual._algebra import each_sample
+from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._registry import register_rule
+
+M = TypeVar("M", bound=type[nn.Module])
+Forward = Callable[..., Any]
+Transposed = Callable[[Any, Tensor], Tensor]
+
+# Tangents are multiplied by it before the bias is added, and divided by it once that was taken
+# away: a power of two rounds nothing, and the rounding of a large bias does not reach them.
+_ENLARGED = 2.0**20
+
+
+def register_linear_module(
+    kind: M,
+    *,
+    transposed: Transposed | None = None,
+) -> M:
+    """Declare that a module is linear in its input, but for a bias, and that it is not trained.
+
+    Tangents then go through the module's own ``forward``, all K of them as one batch, whatever
+    kernels it calls, and so do zeros of one sample: they give the bias, which is taken away again.
+    ``verify="first"`` finds a wrong declaration wherever backpropagation has a gradient.
+
+    ``forward`` of the class, and so of classes that inherit it, is replaced by one that looks at
+    its input first. Ordinary tensors without a graph go to the module as ever.
+
+    Args:
+        kind: The class. Its ``forward`` maps every sample of ``[B, *sample]`` by itself, or one
+            tensor ``[D]``; further arguments are constant.
+        transposed: ``transposed(module, gradient)`` is the gradient ``[B, *sample]`` of the input
+            from that of the output, the product with the transposed matrix. Backpropagation uses
+            it. Activity perturbation does so too, inside the blocks that hold the module. It is
+            needed where ``forward`` has no derivative of its own.
+
+    Returns:
+        The class itself, so that this is a decorator too.
+
+    Raises:
+        TypeError: If `kind` is no class of modules.
+        ValueError: If it is registered already. While a model runs, if something inside such a
+            module is trained, or if its output is not one tensor of the samples.
+        NotImplementedError: While a model runs, if a gradient is needed that ``forward`` has not.
+
+    Examples:
+        >>> class Halved(nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.from_numpy(x.detach().numpy() / 2) + 1  # PyTorch does not see it
+        >>> _ = register_linear_module(Halved, transposed=lambda module, gradient: gradient / 2)
+        >>> y = Halved()(DualTensor(torch.ones(2), torch.eye(2)))
+        >>> y.primal, y.tangents
+        (tensor([1.5000, 1.5000]), tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]]))
+    """
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise TypeError(
+            f"`kind` should be a class of modules. Found {kind!r}. Try its class, or "
+            "`register_rule` for a function."
+        )
+    plain: Forward = kind.forward
+    if hasattr(plain, "is_linear_module"):
+        raise ValueError(
+            "`kind` should be registered once, and not where a class that it inherits `forward` "
+            f"from is registered already. Found {kind.__qualname__} a second time."
+        )
+    first = list(inspect.signature(plain).parameters)[1]
+
+    @functools.wraps(plain)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not args and first in kwargs:
+            args = (kwargs.pop(first),)
+        if not args or not isinstance(args[0], Tensor):
+            return plain(self, *args, **kwargs)
+        if has_torch_function_unary(args[0]):
+            if type(args[0]) is DualTensor:
+                _refuse_trained(self)
+            return handle_torch_function(forward, args[:1], self, *args, **kwargs)
+        if not (torch.is_grad_enabled() and args[0].requires_grad):
+            return plain(self, *args, **kwargs)
+        return _recorded(plain, transposed, self, args, kwargs)
+
+    @register_rule(forward)
+    def rule(out: Any, self: nn.Module, x: DualTensor, *args: Any, **kwargs: Any) -> Tensor | None:
+        _check(self, x, out, (args, kwargs))
+        if type(x) is not DualTensor or len(x.tangents) == 0:
+            return None
+
+        def of_samples(rows: Tensor) -> Tensor:
+            scale = 1.0 if torch.float16 in (x.primal.dtype, out.dtype) else _ENLARGED
+            scaled: Tensor = plain(self, rows.to(x.primal.dtype) * scale, *args, **kwargs)
+            return scaled.sub_(plain(self, _zeros(x), *args, **kwargs)).div_(scale)
+
+        return each_sample(x, of_samples, max(x.primal.ndim - 1, 1))
+
+    forward.__name__ = f"{kind.__qualname__}.forward"
+    forward.is_linear_module = True  # type: ignore[attr-defined]
+    kind.forward = forward
+    return kind
+
+
+def _zeros(x: DualTensor) -> Tensor:
+    """One sample of zeros, or the one there is."""
+    return torch.zeros_like(x.primal[:1] if x.primal.ndim > 1 else x.primal)
+
+
+def _check(module: nn.Module, x: Any, out: Any, others: Any) -> None:
+    """Raise where the tangents of the input are not all that there is, or not of samples."""
+    name = type(module).__qualname__
+    _refuse_others(module, others)
+    size = x.shape[:1] if x.ndim > 1 else ()
+    if not isinstance(out, Tensor) or out.shape[: len(size)] != size:
+        found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"{name} is registered as linear: it should return one tensor whose first axis is that "
+            f"of its input, {list(x.shape)}. Found {found}. Try to register a module inside of it."
+        )
+
+
+def _refuse_trained(module: nn.Module) -> None:
+    """Raise if something inside a module is trained."""
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if type(value) is DualTensor or value.requires_grad:
+            raise ValueError(
+                f"{type(module).__qualname__} is registered as linear: nothing inside of it should "
+                f"be trained. Found {name!r}, which is. Try `requires_grad_(False)`, or put what "
+                "is trained into a module around it."
+            )
+
+
+def _refuse_others(module: nn.Module, others: Any) -> None:
+    """Raise if more than the first argument varies."""
+    if any(type(value) is DualTensor or value.requires_grad for value in tensors_of(others)):
+        raise ValueError(
+            f"{type(module).__qualname__} is registered as linear in its first argument: the "
+            "others should be constant. Found one that depends on something that is trained. Try "
+            "it without `register_linear_module`."
+        )
+
+
+def _recorded(
+    plain: Forward,
+    transposed: Transposed | None,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """What `forward` returns, where autograd is to know how it depends on the input."""
+    if transposed is not None:
+        _refuse_trained(module)
+        _refuse_others(module, (args[1:], kwargs))
+        apply: Forward = _Recorded.apply
+        return apply(args[0], plain, transposed, module, args[1:], kwargs)
+    try:
+        out = plain(module, *args, **kwargs)
+    except RuntimeError as error:
+        if "derivative" in str(error) and "not implemented" in str(error):
+            raise _no_gradient(module) from error
+        raise
+    if isinstance(out, Tensor) and not out.requires_grad:
+        raise _no_gradient(module)
+    return out
+
+
+def _no_gradient(module: nn.Module) -> NotImplementedError:
+    return NotImplementedError(
+        f"{type(module).__qualname__} should pass a gradient on to its input: something before it "
+        "is trained by backpropagation, or by the local step of activity perturbation. Found a "
+        "`forward` that has no derivative. Try `register_linear_module(..., transposed=...)`, or "
+        "`perturb='weights'` with `verify=False`."
+    )
+
+
+class _Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        plain: Forward,
+        transposed: Transposed,
+        module: nn.Module,
+        others: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        ctx.transposed, ctx.module, ctx.shape = transposed, module, x.shape
+        return plain(module, x, *others, **kwargs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        pulled = ctx.transposed(ctx.module, gradient)
+        if pulled.shape != ctx.shape:
+            raise ValueError(
+                f"`transposed` of {type(ctx.module).__qualname__} should return the gradient of "
+                f"the input, {list(ctx.shape)}. Found {list(pulled.shape)}."
+            )
+        return pulled, None, None, None, None, None
