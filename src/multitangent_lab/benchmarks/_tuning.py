@@ -141,16 +141,18 @@ class _Case:
     def _checkpoint(self, size: int) -> None:
         """Backpropagation that runs every block again, rather than keep what it computed."""
         for x, y in self._parts(size):
-            last, *head = self.model[-1]
-            for block in (*self.model[:-1], last):
-                x = checkpoint(block, x, use_reentrant=False)
+            *blocks, last = self.model.children()
+            block, *head = last.children()
+            for part in (*blocks, block):
+                x = checkpoint(part, x, use_reentrant=False)
             self._differentiate(nn.Sequential(*head)(x), y)
 
     def _differentiate(self, logits: Tensor, labels: Tensor) -> None:
         (LogitsLoss()(logits, labels) * (len(labels) / len(self.labels))).backward()
 
     def _parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(self.tokens.split(size), self.labels.split(size), strict=True)
+        tokens, labels = (torch.split(value, size) for value in (self.tokens, self.labels))
+        yield from zip(tokens, labels, strict=True)
 
 
 def _make(config: BenchConfig) -> _Case:
