@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from multitangent.tangents import Needs, Tangents
 # The least error is at the cube root of the type's precision, times the scale of the values over
 # which the third derivative matters: 0.02 here, since a tangent displaces all values at once.
 _EPSILONS = {torch.float64: 1e-7, torch.float32: 1e-4}
+_Kept = TypeVar("_Kept")
 _OF_HALF_PRECISION = 1e-3  # where smaller displacements of weights are lost to rounding
 
 
@@ -87,13 +88,13 @@ class FiniteDifferences:
         if not self.primal_run:
             return None
         parts = run.batch.split(self.micro_batch)
-        return _joined(run.evaluate(part, _unchanged, self.statistics) for part in parts)
+        return _joined([_losses(run.evaluate(part, _unchanged, self.statistics)) for part in parts])
 
     def _compare_parts(self, run: Run, whole: Tensor) -> None:
         """Raise unless parts give the losses of the whole, begun with either state of modules."""
         for run.starts_after in {self.starts_after: None, True: None}:
             try:
-                losses = _joined(self._runs(run, _unchanged))
+                losses = _joined(self._runs(run, _unchanged, _losses))
             except (torch.OutOfMemoryError, NotImplementedError):
                 raise
             except Exception as error:
@@ -102,24 +103,26 @@ class FiniteDifferences:
                 return
         raise SplitError("their losses differ from those of the whole batch")
 
-    def _runs(self, run: Run, inject: Inject) -> list[Evaluation]:
-        """The parts of the batch, with something in place of every perturbed value."""
+    def _runs(self, run: Run, inject: Inject, keep: Callable[[Evaluation], _Kept]) -> list[_Kept]:
+        """What is kept of every part of the batch, with something in place of perturbed values."""
         evaluate = run.evaluate_lazily if isinstance(run, LazyRun) else run.evaluate
         parts = run.batch.split(self.micro_batch)
-        return [evaluate(part, inject, self.statistics) for part in parts]
+        return [keep(evaluate(part, inject, self.statistics)) for part in parts]
 
     def _pair(
         self, run: Run, tangents: Tangents, k: int, step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Of one tangent: the mean losses, the derivatives, those of the output if needed."""
-        sides = [self._runs(run, partial(_displaced, tangents, k, s)) for s in (step, -step)]
-        plus, minus = (_joined(side) for side in sides)
+        needs_output = bool(tangents.needs & Needs.OUTPUT_TANGENTS)
+        keep = _losses_and_output if needs_output else _losses_alone
+        sides = [self._runs(run, partial(_displaced, tangents, k, s), keep) for s in (step, -step)]
+        plus, minus = (_joined([losses for losses, _ in side]) for side in sides)
         step = step.to(plus.device)
         slopes = (plus.double() - minus.double()) / (2 * step)
         jvp = (slopes if run.per_sample else slopes.sum() * run.scale).to(plus.dtype)
-        if not tangents.needs & Needs.OUTPUT_TANGENTS:
+        if not needs_output:
             return (plus + minus) / 2, jvp, None
-        high, low = (torch.cat([output_tensor(e.output) for e in side]) for side in sides)
+        high, low = (torch.cat([output for _, output in side]) for side in sides)
         steps = step.to(high.dtype).reshape(-1, *[1] * (high.ndim - 1))
         return (plus + minus) / 2, jvp, (high - low) / (2 * steps)
 
@@ -200,7 +203,19 @@ def _numbers(losses: Tensor) -> Tensor:
     return losses.float()
 
 
-def _joined(runs: Iterable[Evaluation]) -> Tensor:
-    """The losses of all samples."""
-    losses = [_numbers(run.losses.detach()) for run in runs]
+def _losses(evaluation: Evaluation) -> Tensor:
+    return _numbers(evaluation.losses.detach())
+
+
+def _losses_alone(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    """The losses, and nothing in place of an output that nobody needs."""
+    losses = _losses(evaluation)
+    return losses, losses[:0]
+
+
+def _losses_and_output(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+    return _losses(evaluation), output_tensor(evaluation.output)
+
+
+def _joined(losses: list[Tensor]) -> Tensor:
     return losses[0] if len(losses) == 1 else torch.cat(losses)
