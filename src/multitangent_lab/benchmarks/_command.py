@@ -79,6 +79,13 @@ def _check(config: BenchConfig) -> None:
 
 
 def _settings(config: BenchConfig) -> dict[str, Any]:
+    if config.measure == "tuning":
+        return {
+            "measure": config.measure,
+            "trained": config.trained,
+            "language_model": list(config.language_model),
+            "repeats": config.repeats,
+        }
     width = {"width": config.width} if config.model == "fc" else {}
     return {
         "measure": config.measure,

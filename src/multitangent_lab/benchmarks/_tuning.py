@@ -42,15 +42,17 @@ class _Method:
 def compare_tuning(config: BenchConfig) -> list[dict[str, Any]]:
     """One row for each method: the peak of a step in MiB, its time, and ratios to others.
 
-    Ratios are to methods of the same micro-batch. A step leads from a batch to the gradients; the
-    memory counts the parameters, the batch and the gradients. ``forward, first step`` is the step
-    that is compared with backpropagation for a few samples; no other is.
+    Ratios are to methods of the same micro-batch; only steps of the whole batch at once are timed.
+    A step leads from a batch to the gradients; the memory counts the parameters, the batch and the
+    gradients. ``forward, first step`` is the step that is compared with backpropagation for a few
+    samples; no other is.
     """
     methods = _methods(config)
     peaks = {str(m): peak_mib(_run, _small(config), config, m) for m in methods}
     case = _make(config)
+    whole = [method for method in methods if method.micro_batch == len(case.tokens)]
     times = interleaved(
-        {str(m): case.step(m) for m in methods}, config.repeats, lambda: case.model.zero_grad()
+        {str(m): case.step(m) for m in whole}, config.repeats, lambda: case.model.zero_grad()
     )
     return [_row(config, method, peaks, times) for method in methods]
 
@@ -78,15 +80,14 @@ def _row(
     times: dict[str, list[float]],
 ) -> dict[str, Any]:
     own = str(method)
+    others = {_word(name): str(_Method(name, method.micro_batch)) for name in _OTHERS}
     row: dict[str, Any] = {"trained": config.trained, **vars(method)}
     row["peak_mib"] = round(peaks[own], 1)
-    for name in _OTHERS:
-        row[f"peak_to_{_word(name)}"] = round(
-            peaks[own] / peaks[str(_Method(name, method.micro_batch))], 3
-        )
-    row["ms"] = round(median(times[own]), 1)
-    for name in _OTHERS:
-        row[f"time_to_{_word(name)}"] = ratio(times, own, str(_Method(name, method.micro_batch)))
+    for word, other in others.items():
+        row[f"peak_to_{word}"] = round(peaks[own] / peaks[other], 3)
+    row["ms"] = round(median(times[own]), 1) if own in times else None
+    for word, other in others.items():
+        row[f"time_to_{word}"] = ratio(times, own, other) if own in times else None
     return row
 
 
