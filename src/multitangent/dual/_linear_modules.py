@@ -54,7 +54,7 @@ def register_linear_module(
         TypeError: If `kind` is no class of modules.
         ValueError: If it is registered already. While a model runs, if something inside such a
             module is trained, or if its output is not one tensor of the samples.
-        NotImplementedError: While a model runs, if a gradient is needed that ``forward`` has not.
+        NotImplementedError: While a model runs, if a gradient is needed and the output has none.
 
     Examples:
         >>> class Halved(nn.Module):
@@ -164,12 +164,7 @@ def _recorded(
         _refuse_others(module, (args[1:], kwargs))
         apply: Forward = _Recorded.apply
         return apply(args[0], plain, transposed, module, args[1:], kwargs)
-    try:
-        out = plain(module, *args, **kwargs)
-    except RuntimeError as error:
-        if "derivative" in str(error) and "not implemented" in str(error):
-            raise _no_gradient(module) from error
-        raise
+    out = plain(module, *args, **kwargs)
     if isinstance(out, Tensor) and not out.requires_grad:
         raise _no_gradient(module)
     return out
