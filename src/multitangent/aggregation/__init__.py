@@ -7,6 +7,7 @@ from multitangent.aggregation._mean import Mean
 from multitangent.aggregation._projection import Projection
 from multitangent.aggregation._rescaled import Rescaled
 from multitangent.aggregation._sum import Sum
+from multitangent.aggregation._sum_of_guesses import SumOfGuesses
 from multitangent.aggregation._top_k import TopK
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Projection",
     "Rescaled",
     "Sum",
+    "SumOfGuesses",
     "TopK",
     "rows_times",
 ]

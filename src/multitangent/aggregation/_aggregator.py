@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,10 @@ class Aggregator(ABC):
     float64. One of your own defines `coefficients`, which gets what was `Measured` with the
     tangents last.
 
+    Attributes:
+        needs_derivatives: Whether the coefficients depend on directional derivatives. If not, these
+            may be missing, which is not a number.
+
     Examples:
         The forward gradients of tangents at unit length, added up:
 
@@ -57,6 +62,8 @@ class Aggregator(ABC):
         >>> SumOfUnit()(2 * torch.eye(2), torch.tensor([3.0, 4.0]))
         tensor([1.5000, 2.0000], dtype=torch.float64)
     """
+
+    needs_derivatives: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -87,7 +94,7 @@ class Aggregator(ABC):
         Raises:
             ValueError: If the shapes do not fit each other or a value is not finite.
         """
-        _check(gram, jvps)
+        _check(gram, jvps, are_measured=self.needs_derivatives)
         flags = (False,) * len(jvps) if guesses is None else tuple(guesses)
         if len(flags) != len(jvps):
             raise ValueError(
@@ -155,13 +162,13 @@ class Aggregator(ABC):
         )
 
 
-def _check(gram: Tensor, jvps: Tensor) -> None:
+def _check(gram: Tensor, jvps: Tensor, *, are_measured: bool) -> None:
     if jvps.ndim == 0 or not _fits(gram, jvps):
         raise ValueError(
             "`gram` should have the shape [K, K] or [B, K, K] and `jvps` [K] or [K, B], of the "
             f"same tangents and samples. Found {list(gram.shape)} and {list(jvps.shape)}."
         )
-    for name, value in (("gram", gram), ("jvps", jvps)):
+    for name, value in (("gram", gram), ("jvps", jvps))[: 1 + are_measured]:
         if not check(value.isfinite().all()):
             raise NonFiniteError(
                 f"`{name}` should be finite. Found {int((~value.isfinite()).sum())} of "

@@ -18,14 +18,16 @@ from multitangent.objective import Evaluation, constant_loss, output_tensor
 from multitangent.perturbation import Inject, Run
 from multitangent.tangents import FactoredBlock, Needs, Tangents
 
+_BEFORE_DRAWING = Needs.OUTPUT | Needs.LAST_GRADIENT  # what a run without tangents finds out
+
 
 @dataclass(frozen=True)
 class ForwardMode:
     """Pushes all K tangents through the model, a micro-batch at a time.
 
     A batch that fits one micro-batch is recorded and pushed in one run. Otherwise, and where
-    tangents depend on the model's output, it is run once for its primals first; the parts have to
-    give the same losses.
+    tangents depend on the model's output or on a gradient, it is run once for its primals first;
+    the parts have to give the same losses.
 
     Args:
         micro_batch: How many samples are pushed at a time.
@@ -47,7 +49,7 @@ class ForwardMode:
     @torch.no_grad()
     def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
         inject = partial(_add_tangents, tangents)
-        if run.batch.size <= self.micro_batch and not tangents.needs & Needs.OUTPUT:
+        if run.batch.size <= self.micro_batch and not tangents.needs & _BEFORE_DRAWING:
             primal_losses, pushed = None, [_pushed(partial(run.record, inject), tangents)]
         else:
             primal_losses = run.prepare(certainly=not self.is_plain)

@@ -22,7 +22,7 @@ from multitangent.engine import (
 from multitangent.gradient._step import Problem
 from multitangent.objective import Batch, Objective, SavedState, kept_parameters
 from multitangent.perturbation import Run, leaves, without_hooks
-from multitangent.tangents import LowRank, Normal, Request, Stream, Tangents, TangentSource
+from multitangent.tangents import LowRank, Needs, Normal, Request, Stream, Tangents, TangentSource
 
 _NEARLY_ZERO = 1e-3  # of the loss: derivatives that are smaller may be nothing but rounding
 
@@ -43,6 +43,9 @@ class _AtSites(TangentSource):
     def __init__(self, source: TangentSource, site: str | None = None) -> None:
         self.source = source
         self.site = site
+
+    def needs(self, step: int) -> Needs:
+        return self.source.needs(step) & Needs.LAST_GRADIENT
 
     def draw(self, request: Request) -> Tensor:
         rows = Normal(1).draw(request)
@@ -137,6 +140,7 @@ class Comparison:
             gradients = Backpropagation().gradients(again, tangents, prepare=prepare)[1]
         before.restore()
         self._check_jvps(tangents, found, gradients)
+        _check_last_gradient(tangents, true)
         before.restore()
         check_parameters(self.objective, run.pullback(true.of_values), true)
 
@@ -267,6 +271,22 @@ class Comparison:
         slack = max(tolerance(found.losses), tolerance(found.jvps))
         both = expected.isfinite().all() & found.jvps.isfinite().all()
         return bool(((found.jvps - expected).abs() > slack * size).any() & both)
+
+
+def _check_last_gradient(tangents: Tangents, true: _Reference) -> None:
+    """Raise if the gradient of the last perturbed value, where it was found, is another."""
+    name, block = next(reversed(tangents.blocks.items()), (None, None))
+    if name is None or block is None or block.request.last_gradient is None:
+        return
+    found, expected = block.request.last_gradient, true.of_values[name]
+    slack = tolerance(expected) * (
+        float(expected.norm()) + _NEARLY_ZERO * float(true.losses.norm())
+    )
+    if float((found - expected).norm()) > slack:
+        raise VerificationError(
+            "The gradient of the last perturbed value should be that of backpropagation. Found "
+            f"another at {name!r}, on {len(found)} samples of the batch. {_HINT}"
+        )
 
 
 _HINT = (

@@ -54,14 +54,19 @@ class Ending:
         is_known: Whether a run has shown it.
         site: The site whose output stays in the graph of the loss; ``None`` if the last site's
             output is the model's.
+        value: The name of the last perturbed value, as far as a source needs its gradient.
     """
 
     is_known: bool = False
     site: str | None = None
+    value: str | None = None
 
 
 class _OtherEndError(Exception):
-    """The model goes on behind its last site."""
+    """The model ends in another way than was known."""
+
+
+_RUNS = 4  # in which it shows how a model ends
 
 
 class ActivationRun:
@@ -106,6 +111,7 @@ class ActivationRun:
         self._pullback = LocalPullback(trained, recompute=recompute)
         self._last: _Injection | None = None
         self._output_gradient: Tensor | None = None
+        self._watched: Tensor | None = None  # the last perturbed value, if its gradient is needed
         self.unperturbed: dict[str, torch.Size] = {}  # first outputs, not of each sample
         self._change: Change | None = None  # by the run of the whole batch
         self.starts_after = False
@@ -128,23 +134,33 @@ class ActivationRun:
     def _restart(self, before: SavedState) -> None:
         before.restore()
         self.tangents.blocks.clear()
+        self._watched = None
         self._pullback.restart()
         self._record = BatchRecord(reuse=not self._pullback.recompute)
 
     def _recorded(self, inject: Inject, record: BatchRecord | None) -> Evaluation:
-        """Run the whole batch, and once more if the model goes on behind its last site."""
-        if self._ending is None or self._ending.is_known:
+        """Run the whole batch, and again while it shows that the model ends in another way."""
+        if self._ending is None or self._knows_ending:
             return self._recorded_once(inject, record)
         before = self._objective.saved_state()
-        try:
+        for _ in range(_RUNS - 1):
+            try:
+                evaluation = self._recorded_once(inject, record)
+                break
+            except _OtherEndError:
+                self._restart(before)
+                record = None if record is None else self._record
+        else:
             evaluation = self._recorded_once(inject, record)
-        except _OtherEndError:
-            assert self._last is not None
-            self._ending.site = self._last.name
-            self._restart(before)
-            evaluation = self._recorded_once(inject, None if record is None else self._record)
         self._ending.is_known = True
         return evaluation
+
+    @property
+    def _knows_ending(self) -> bool:
+        """Whether a run has shown how the model ends, as far as that is needed."""
+        assert self._ending is not None
+        is_watched = not self._needs_last_gradient or self._ending.value is not None
+        return self._ending.is_known and is_watched
 
     def _recorded_once(self, inject: Inject, record: BatchRecord | None) -> Evaluation:
         """Run the whole batch, drawing tangents and recording the layer at every site."""
@@ -160,7 +176,7 @@ class ActivationRun:
             value = output_tensor(output).clone() if needed else None  # the loss may write into it
             evaluation = objective.evaluation(output, batch, keep=self._keeps_output)
         losses = evaluation.losses
-        self._pullback.end(primal(losses))
+        self._pullback.end(primal(losses), self._watched)
         losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
         if value is not None:
             self._output_gradient = objective.output_gradient(value, batch, self._stream)
@@ -172,7 +188,34 @@ class ActivationRun:
                 "the first module behind them that does, such as the first block of a "
                 "transformer, or `perturb='weights'`."
             )
+        if self._needs_last_gradient and self.tangents.blocks:
+            self.tangents.with_last_gradient(self._last_gradient())
         return evaluation._replace(losses=losses)
+
+    @property
+    def _needs_last_gradient(self) -> bool:
+        needs = self.tangents.needs
+        return self._ending is not None and bool(needs & Needs.LAST_GRADIENT)
+
+    def _last_gradient(self) -> Tensor:
+        """The gradient of each sample's loss by the last perturbed value."""
+        assert self._ending is not None
+        name, expected = next(reversed(self.tangents.blocks)), self._ending.value
+        if name != expected or self._watched is None:
+            if not self._knows_ending:
+                self._ending.value = name
+                raise _OtherEndError
+            raise ValueError(
+                "The last perturbed value should be the same in every run where its gradient is "
+                f"a guess. Found {name!r} in place of {expected!r}. Try "
+                "`Activations(sites=[...])` with modules that every run calls."
+            )
+        gradients = {}
+        if self._ends_in_output:
+            assert self._last is not None
+            assert self._output_gradient is not None
+            gradients[self._last.name] = self._output_gradient
+        return self._pullback.differentiate_ending(self._watched, gradients, self.scale)
 
     def _shared_outputs(self) -> str:
         """The sites of which no output is perturbed, with the shapes of their outputs."""
@@ -213,7 +256,7 @@ class ActivationRun:
 
     def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
         of_outputs = dict(gradients)
-        if self._ends_in_output:
+        if self._ends_in_output and self._watched is None:
             assert self._last is not None
             assert self._output_gradient is not None
             of_outputs[self._last.name] = self._output_gradient
@@ -232,6 +275,7 @@ class ActivationRun:
             assert self._ending is not None
             may_go_on = not self._ending.is_known and not self._pullback.recompute
             if last is not None and may_go_on:
+                self._ending.site = last.name
                 raise _OtherEndError
             raise ValueError(
                 "`output='exact'` needs a model whose output is that of its last site. Found "
@@ -263,9 +307,22 @@ class ActivationRun:
         """What takes the place of one output of a site, once its tangents were added."""
         detached = value.detached() if isinstance(value, DualTensor) else value.detach()
         self._add_block(name, detached)
+        if self._needs_last_gradient and self._ending is not None and name == self._ending.value:
+            detached = self._begin_ending(detached)
         injected = inject(detached, name, self.batch.rows)
         self._last = _Injection(name, detached, injected, primal(injected)._version)
         return injected
+
+    def _begin_ending(self, value: Tensor) -> Tensor:
+        """The last perturbed value, from which on a graph is recorded."""
+        self._watched = primal(value).detach().requires_grad_()
+        copy = self._watched.clone()  # into which the model may write
+        return DualTensor(copy, value.tangents) if isinstance(value, DualTensor) else copy
+
+    @property
+    def is_in_ending(self) -> bool:
+        """Whether the last perturbed value was passed, and what follows gives its gradient."""
+        return self._watched is not None
 
     def _add_block(self, name: str, value: Tensor) -> None:
         size = self.batch.size
@@ -306,7 +363,7 @@ class _Recorder(Visitor):
                 args, kwargs = map_tensors(without_base, (args, kwargs))
             else:
                 args = tuple(without_base(arg) for arg in args)
-        self._mode.records_graph = not self._pullback.recompute
+        self._mode.records_graph = not self._pullback.recompute or self._run.is_in_ending
         self._pullback.enter(site, args, kwargs, self._mode.dropout.calls)
         return args, kwargs
 

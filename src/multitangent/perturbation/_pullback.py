@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,10 +46,12 @@ class LocalPullback:
         self.recompute = recompute
         self._visits: list[_Visit] = []
         self._losses: Tensor | None = None
+        self._of_ending: dict[nn.Parameter, Tensor] = {}
 
     def restart(self) -> None:
         """Forget what was recorded."""
         self._losses = None
+        self._of_ending.clear()
         self._visits.clear()
 
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], calls: int) -> None:
@@ -69,12 +71,42 @@ class LocalPullback:
         """One output of the layer, with the name of its block of tangents."""
         self._visits[-1].outputs[name] = output
 
-    def end(self, losses: Tensor) -> None:
-        """The losses of the samples, at the end."""
+    def end(self, losses: Tensor, watched: Tensor | None = None) -> None:
+        """The losses of the samples, at the end.
+
+        Args:
+            losses: The losses ``[b]``.
+            watched: What is no parameter, though their graph may begin with it.
+        """
         if losses.requires_grad:
             self._losses = losses
-            found = {id(p): p for p in [*self._parameters, *leaves(losses)]}
+            found = {id(p): p for p in [*self._parameters, *leaves(losses)] if p is not watched}
             self._parameters = list(found.values())
+
+    def differentiate_ending(
+        self, value: Tensor, gradients: dict[str, Tensor], scale: float
+    ) -> Tensor:
+        """The gradient of each sample's loss by a value, whose shape it has.
+
+        The parameters of what follows get their gradients in the same pass, for the pullback. The
+        graph of what follows is released.
+
+        Args:
+            value: A leaf, with which the graph of the last layer or of the losses begins.
+            gradients: Of the last layer's output by name, if its graph ends there.
+            scale: As in the pullback.
+        """
+        ends = {} if self._losses is None else {_END: self._losses}
+        gradients = gradients | {name: torch.ones_like(losses) for name, losses in ends.items()}
+        for visit in self._visits:
+            for name in gradients.keys() & visit.outputs.keys():
+                ends[name] = visit.outputs[name]
+                visit.outputs[name] = ends[name].detach()
+        self._losses = None
+        found = _pulled_back(ends, [value, *self._parameters], gradients, scale, keep=True)
+        gradient = found.pop(value, None)
+        self._of_ending = found
+        return torch.zeros_like(value) if gradient is None else gradient.div_(scale)
 
     def __call__(
         self,
@@ -93,22 +125,34 @@ class LocalPullback:
         gradients = gradients | {name: torch.ones_like(losses) for name, losses in ends.items()}
         if not self.recompute:
             outputs = {name: out for visit in self._visits for name, out in visit.outputs.items()}
-            return _pulled_back(outputs | ends, self._parameters, gradients, scale)
+            part = _pulled_back(outputs | ends, self._parameters, gradients, scale)
+            return _added(self._of_ending, part)
         total = _pulled_back(ends, self._parameters, gradients, scale, keep=True) if ends else {}
+        total = _added(self._of_ending, total)
         for visit in self._visits:
+            if not visit.outputs.keys() & gradients.keys():
+                continue
             with _rewound(visit):
                 with torch.enable_grad(), surroundings(visit.calls):
                     outputs = _run_again(visit)
                 part = _pulled_back(outputs, self._parameters, gradients, scale, keep=True)
-            for parameter, gradient in part.items():
-                subtotal = total.get(parameter)
-                total[parameter] = gradient if subtotal is None else subtotal.add_(gradient)
+            total = _added(total, part)
         return total
+
+
+def _added(
+    total: dict[nn.Parameter, Tensor], part: dict[nn.Parameter, Tensor]
+) -> dict[nn.Parameter, Tensor]:
+    """Gradients, with others added to them."""
+    for parameter, gradient in part.items():
+        subtotal = total.get(parameter)
+        total[parameter] = gradient if subtotal is None else subtotal.add_(gradient)
+    return total
 
 
 def _pulled_back(
     outputs: dict[str, Tensor],
-    parameters: list[nn.Parameter],
+    parameters: Sequence[Any],
     gradients: dict[str, Tensor],
     scale: float,
     *,
@@ -152,7 +196,7 @@ _WRITTEN = (
 
 
 @contextmanager
-def without_hooks(parameters: list[nn.Parameter]) -> Iterator[None]:
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
     """The hooks of parameters are for whole gradients: whoever accumulates those calls them."""
     hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
     try:

@@ -14,6 +14,7 @@ from multitangent.tangents._observation import Needs, Observation
 from multitangent.tangents._own_value import OwnValue
 from multitangent.tangents._random import Normal, Rademacher
 from multitangent.tangents._request import Request
+from multitangent.tangents._residual import Residual
 from multitangent.tangents._rows_block import DenseBlock, RedrawnBlock
 from multitangent.tangents._running_mean import RunningMean
 from multitangent.tangents._scaled_by_rms import ScaledByRMS
@@ -39,6 +40,7 @@ __all__ = [
     "Rademacher",
     "RedrawnBlock",
     "Request",
+    "Residual",
     "RunningMean",
     "ScaledByRMS",
     "Sphere",

@@ -44,6 +44,10 @@ class Block(ABC):
         """Add the model's output to what the source knows, before the first use."""
         self.request = replace(self.request, output=output, output_gradient=output_gradient)
 
+    def with_last_gradient(self, gradient: Tensor) -> None:
+        """Add the gradient of the last perturbed value to that, before the first use."""
+        self.request = replace(self.request, last_gradient=gradient)
+
     @abstractmethod
     def rows(self, samples: slice | None = None) -> Tensor:
         """The tangents of all or some samples, ``[at most K, 1 or b, *shape]``.

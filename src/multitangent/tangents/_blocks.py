@@ -117,6 +117,11 @@ class Tangents:
         for block in self.blocks.values():
             block.with_output(output, output_gradient)
 
+    def with_last_gradient(self, gradient: Tensor) -> None:
+        """Add the gradient of the last perturbed value to that, before the first use of a block."""
+        for block in self.blocks.values():
+            block.with_last_gradient(gradient)
+
     def gram(self) -> Tensor:
         """``V V^T`` in float64, the sum over the blocks: ``[K, K]``, or ``[b, K, K]``."""
         small: list[Tensor] = []

@@ -26,6 +26,8 @@ class Needs(Flag):
     """A call of `update` after the step."""
     PRIMAL = auto()
     """`request.primal` whatever the model does: a copy, since the model may write into its own."""
+    LAST_GRADIENT = auto()
+    """The true gradient of the last perturbed value, before tangents are drawn; see `Request`."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Request:
         loss: From outputs and target to the losses ``[b]``.
         output: The model's output, ``[b, *output]``, where a source asked for it.
         output_gradient: The derivative of each sample's loss by it, of the same shape.
+        last_gradient: The derivative of each sample's loss by the last value of the run that is
+            perturbed, ``[b, *its shape]``, where a source asked for it and the output is exact.
     """
 
     stream: Stream
@@ -51,6 +53,7 @@ class Request:
     loss: Callable[[Any, Any], Tensor] | None = None
     output: Tensor | None = None
     output_gradient: Tensor | None = None
+    last_gradient: Tensor | None = None
 
     @property
     def random(self) -> IndependentRows:
@@ -112,4 +115,5 @@ class Request:
             target=map_tensors(part, self.target),
             output=optional(self.output),
             output_gradient=optional(self.output_gradient),
+            last_gradient=optional(self.last_gradient),
         )

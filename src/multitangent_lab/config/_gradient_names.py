@@ -14,6 +14,7 @@ GradientName = Literal[
     "feedback",
     "local",
     "previous",
+    "residual",
     "mezo",
 ]
 # With guesses among the tangents: how many tangents they need at least.

@@ -113,7 +113,7 @@ def default_learning_rate(
     if gradient == "mezo":
         weights = (_INPUTS.get(dataset, 784) + width + 10) * width
         return _MEZO / sqrt(_WEIGHTS_OF_DEEP if model in _DEEP else weights)
-    if gradient in WITH_GUESSES:  # as long as the true gradient
+    if gradient in WITH_GUESSES or gradient == "residual":  # as long as the true gradient
         return default_learning_rate(dataset, "backpropagation", 1, model, width)
     if model in _DEEP:
         rates = _DEEP[model]["cifar10" if dataset == "cifar10" else "mnist"][gradient]

@@ -80,7 +80,7 @@ class SearchConfig(Settings):
             )
         if (
             self.function is not None
-            and self.gradient in WITH_GUESSES
+            and (self.gradient in WITH_GUESSES or self.gradient == "residual")
             and self.gradient != "previous"
         ):
             raise ConfigError(

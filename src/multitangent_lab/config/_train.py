@@ -37,8 +37,9 @@ class TrainConfig(Settings):
 
     gradient: GradientName = "informed"
     """The gradient; single: the forward gradient of one tangent; informed, feedback, local,
-    previous: some of the K tangents are guesses, and one is the value itself; mezo: finite
-    differences along one tangent of the weights."""
+    previous: some of the K tangents are guesses, and one is the value itself; residual: the error
+    at the last site is the guess for all of its shape, as it is; mezo: finite differences along one
+    tangent of the weights."""
     learning_rate: float | Literal["auto"] | None = None
     """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
     set by the curvature along the steps."""
@@ -60,7 +61,7 @@ class TrainConfig(Settings):
         """
         config = with_implied(self)
         informed = config.gradient in WITH_GUESSES
-        if config.gradient in ("single", "mezo"):
+        if config.gradient in ("single", "mezo", "residual"):
             config = replace(config, num_tangents=1)
         elif config.num_tangents is None or config.gradient == "backpropagation":
             count = _NUM_TANGENTS_WITH_GUESSES if informed else _NUM_TANGENTS
@@ -82,6 +83,9 @@ class TrainConfig(Settings):
                 output=None,
                 simulated=False,
             )
+        if config.gradient == "residual":
+            config._check_residual()
+            config = replace(config, tangents="normal", share=None, output="exact")
         if config.tangents == "low-rank" and config.perturb != "weights":
             raise ConfigError(
                 "`tangents` should be of full rank for activations, which are no matrices. Found "
@@ -145,10 +149,19 @@ class TrainConfig(Settings):
                 "are of activations. Found weights. Try previous or projection in its place."
             )
 
+    def _check_residual(self) -> None:
+        if self.perturb == "weights" or self.output == "perturbed":
+            found = "weights" if self.perturb == "weights" else "a perturbed output"
+            raise ConfigError(
+                "`perturb` should be activations for the gradient residual, and the output exact: "
+                f"its guess is the gradient at the last site. Found {found}. Try previous in its "
+                "place, or leave both out."
+            )
+
     @property
     def label(self) -> str:
         """The gradient's name, and the number of tangents if that is for the user to choose."""
-        alone = self.gradient in ("backpropagation", "single", "mezo")
+        alone = self.gradient in ("backpropagation", "single", "residual", "mezo")
         return self.gradient if alone else f"{self.gradient}-{self.num_tangents}"
 
     @property

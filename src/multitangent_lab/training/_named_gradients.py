@@ -19,13 +19,14 @@ from multitangent import (
     SimulatedGradient,
     Weights,
 )
-from multitangent.aggregation import Aggregator, Sum
+from multitangent.aggregation import Aggregator, Sum, SumOfGuesses
 from multitangent.gradient import mezo
 from multitangent.objective import normalizes_batches
 from multitangent.perturbation import find_sites
 from multitangent.tangents import (
     LowRank,
     Orthogonal,
+    Residual,
     RunningMean,
     ScaledByRMS,
     Sphere,
@@ -103,7 +104,11 @@ def build_gradient(
     assert config.num_tangents is not None
     perturb = activations if config.perturb == "activations" else Weights()
     random = SOURCES[config.tangents]
-    if config.gradient in WITH_GUESSES:
+    tangents: TangentSource
+    aggregator: Aggregator
+    if config.gradient == "residual":
+        tangents, aggregator = Residual(), SumOfGuesses()
+    elif config.gradient in WITH_GUESSES:
         layers = len(find_sites(model)) if config.perturb == "activations" else 0
         layers -= config.output == "exact"
         normalized = any(normalizes_batches(module) for module in model.modules())
@@ -115,7 +120,7 @@ def build_gradient(
             few_outputs=has_classes,
         )
         tangents = ScaledByRMS(random(config.num_tangents - guesses.num_tangents)) + guesses
-        aggregator: Aggregator = ControlVariate(config.gain)
+        aggregator = ControlVariate(config.gain)
     else:
         tangents = random(config.num_tangents)
         aggregator = AGGREGATORS[config.gradient]

@@ -106,6 +106,20 @@ def test_equal_runs_have_equal_hashes() -> None:
     assert single.resolved().num_tangents == 1
 
 
+def test_residual_has_one_tangent_and_an_exact_output() -> None:
+    residual = TrainConfig(gradient="residual", tangents="sphere", num_tangents=4).resolved()
+    assert (residual.num_tangents, residual.output, residual.label) == (1, "exact", "residual")
+    assert residual.hash == TrainConfig(gradient="residual").resolved().hash
+
+
+@pytest.mark.parametrize(
+    ("setting", "found"), [({"perturb": "weights"}, "weights"), ({"output": "perturbed"}, "a pert")]
+)
+def test_residual_needs_an_exact_output(setting: dict[str, Any], found: str) -> None:
+    with pytest.raises(ConfigError, match=f"for the gradient residual.* Found {found}"):
+        TrainConfig(gradient="residual", **setting).resolved()
+
+
 def test_mezo_perturbs_weights_along_one_tangent() -> None:
     mezo = TrainConfig(gradient="mezo", tangents="sphere", share="sample").resolved()
     assert (mezo.perturb, mezo.num_tangents, mezo.label) == ("weights", 1, "mezo")

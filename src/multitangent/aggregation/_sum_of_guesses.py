@@ -1,0 +1,38 @@
+"""The guesses of the gradient as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multitangent.aggregation._aggregator import Aggregator, Measured
+
+
+@dataclass(frozen=True)
+class SumOfGuesses(Aggregator):
+    """``c = 1`` for a guess of the gradient, 0 for any other tangent.
+
+    The guesses are the gradient: their length is not measured, and nothing makes up for what they
+    miss. No directional derivative is needed, so that no tangent is pushed where nothing else, such
+    as a source that learns, asks for it. `Projection` and `ControlVariate` measure.
+
+    Raises:
+        ValueError: When called, if there is no guess among the tangents.
+
+    Examples:
+        >>> SumOfGuesses()(torch.eye(2), torch.tensor([3.0, 4.0]), guesses=[True, False])
+        tensor([1., 0.], dtype=torch.float64)
+    """
+
+    needs_derivatives = False
+
+    def coefficients(self, measured: Measured) -> Tensor:
+        if not any(measured.guesses):
+            raise ValueError(
+                "`tangents` should have guesses of the gradient among them for `SumOfGuesses`. "
+                "Found none. Try `Residual()`, or another aggregator."
+            )
+        ones = torch.tensor(measured.guesses).to(measured.jvps)
+        return ones.expand_as(measured.jvps).clone()
