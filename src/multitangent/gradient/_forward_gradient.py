@@ -65,4 +65,4 @@ class ForwardGradient(GradientEstimator):
     """
 
     def _engine(self, trial: Trial) -> Engine:
-        return ForwardMode(trial.micro_batch, trial.is_plain)
+        return ForwardMode(trial.micro_batch, trial.is_plain, trial.compares)

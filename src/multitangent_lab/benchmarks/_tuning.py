@@ -126,7 +126,7 @@ class _Case:
         source = LowRank(count) if method.tangents == "low rank" else Normal(count)
         perturb: Any = "weights"
         if method.name == "forward, activations":
-            perturb = Activations(recompute=True)
+            perturb = Activations(output="exact", recompute=True)
             options["store_tangents"] = False
         return ForwardGradient(self.model, LogitsLoss(), source, Projection(), perturb, **options)
 
