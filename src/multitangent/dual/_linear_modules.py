@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from multitangent._deferred_checks import tracing
 from multitangent._structures import tensors_of
-from multitangent.dual._algebra import each_sample
-from multitangent.dual._dual_tensor import DualTensor
+from multitangent.dual._algebra import each_sample, primal
+from multitangent.dual._dual_tensor import DualTensor, expanded, shares_memory
 from multitangent.dual._registry import register_rule
 
 M = TypeVar("M", bound=type[nn.Module])
@@ -41,7 +44,8 @@ def register_linear_module(
 
     Args:
         kind: The class. Its ``forward`` maps every sample of ``[B, *sample]`` by itself, or one
-            tensor ``[D]``; further arguments are constant.
+            tensor ``[D]``; further arguments are constant. Where the first axis of one of them is
+            the batch, the K tangents go through one after the other.
         transposed: ``transposed(module, gradient)`` is the gradient ``[B, *sample]`` of the input
             from that of the output, the product with the transposed matrix. Backpropagation uses
             it. Activity perturbation does so too, inside the blocks that hold the module. It is
@@ -53,7 +57,8 @@ def register_linear_module(
     Raises:
         TypeError: If `kind` is no class of modules.
         ValueError: If it is registered already. While a model runs, if something inside such a
-            module is trained, or if its output is not one tensor of the samples.
+            module is trained, if its output is not one tensor of the samples, or if calls return
+            the same memory.
         NotImplementedError: While a model runs, if a gradient is needed and the output has none.
 
     Examples:
@@ -88,7 +93,8 @@ def register_linear_module(
         if has_torch_function_unary(args[0]):
             if type(args[0]) is DualTensor:
                 _refuse_trained(self)
-            return handle_torch_function(forward, args[:1], self, *args, **kwargs)
+            out = handle_torch_function(forward, args[:1], self, *args, **kwargs)
+            return args[0] if primal(out) is primal(args[0]) else out
         if not (torch.is_grad_enabled() and args[0].requires_grad):
             return plain(self, *args, **kwargs)
         return _recorded(plain, transposed, self, args, kwargs)
@@ -99,12 +105,17 @@ def register_linear_module(
         if type(x) is not DualTensor or len(x.tangents) == 0:
             return None
 
-        def of_samples(rows: Tensor) -> Tensor:
+        def of_samples(rows: Tensor, zeros: Tensor) -> Tensor:
             scale = 1.0 if torch.float16 in (x.primal.dtype, out.dtype) else _ENLARGED
             scaled: Tensor = plain(self, rows.to(x.primal.dtype) * scale, *args, **kwargs)
-            return scaled.sub_(plain(self, _zeros(x), *args, **kwargs)).div_(scale)
+            bias = plain(self, zeros, *args, **kwargs)
+            _refuse_shared(self, (out, scaled, bias))
+            return scaled.sub_(bias).div_(scale)
 
-        return each_sample(x, of_samples, max(x.primal.ndim - 1, 1))
+        if _are_of_samples(x, (args, kwargs)):
+            return torch.stack([of_samples(t, torch.zeros_like(t)) for t in expanded(x)])
+        zeros = _zeros(x)
+        return each_sample(x, lambda rows: of_samples(rows, zeros), max(x.primal.ndim - 1, 1))
 
     forward.__name__ = f"{kind.__qualname__}.forward"
     forward.is_linear_module = True  # type: ignore[attr-defined]
@@ -115,6 +126,25 @@ def register_linear_module(
 def _zeros(x: DualTensor) -> Tensor:
     """One sample of zeros, or the one there is."""
     return torch.zeros_like(x.primal[:1] if x.primal.ndim > 1 else x.primal)
+
+
+def _are_of_samples(x: DualTensor, others: Any) -> bool:
+    """Whether further arguments may be of each sample, so that batches keep their size."""
+    size = len(x.primal)
+    return (
+        x.primal.ndim > 1 and size > 1 and any(t.shape[:1] == (size,) for t in tensors_of(others))
+    )
+
+
+def _refuse_shared(module: nn.Module, outputs: Sequence[Tensor]) -> None:
+    """Raise if the outputs of several calls lie in one place: only that of the last is left."""
+    if tracing() or not all(out.numel() for out in outputs):
+        return
+    if any(shares_memory(*pair) for pair in combinations(outputs, 2)):
+        raise ValueError(
+            f"{type(module).__qualname__} is registered as linear: every call should return memory "
+            "of its own. Found the outputs of two calls in one place. Try `.clone()` of the output."
+        )
 
 
 def _check(module: nn.Module, x: Any, out: Any, others: Any) -> None:
@@ -164,10 +194,25 @@ def _recorded(
         _refuse_others(module, (args[1:], kwargs))
         apply: Forward = _Recorded.apply
         return apply(args[0], plain, transposed, module, args[1:], kwargs)
+    source = get_gradient_edge(args[0]).node
     out = plain(module, *args, **kwargs)
-    if isinstance(out, Tensor) and not out.requires_grad:
+    if isinstance(out, Tensor) and not (out.requires_grad and _leads_to(out, source)):
         raise _no_gradient(module)
     return out
+
+
+def _leads_to(out: Tensor, source: Node) -> bool:
+    """Whether a graph goes back to a node. Other ways end at what is trained inside."""
+    seen: set[Node] = set()
+    waiting: list[Node | None] = [get_gradient_edge(out).node]
+    while waiting:
+        node = waiting.pop()
+        if node is source:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 def _no_gradient(module: nn.Module) -> NotImplementedError:

@@ -239,8 +239,8 @@ class Comparison:
         self, tangents: Tangents, found: Derivatives, gradients: Mapping[str, Tensor]
     ) -> None:
         per_sample = found.jvps.ndim == 2
-        if not self._differ(tangents, found, gradients, per_sample):
-            return
+        if not gradients or not self._differ(tangents, found, gradients, per_sample):
+            return  # there are no perturbed values if nothing is before an exact output
         end, place = "the loss", ""
         for name in reversed(list(gradients)):  # from the loss to the first fault before it
             place = f"between {name!r} and {end}" if per_sample else f"for the parameter {name!r}"
