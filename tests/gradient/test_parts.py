@@ -1,4 +1,4 @@
-"""With a `micro_batch` of one's own, at most twice as many samples run at once."""
+"""With a `micro_batch` and `verify=False`, at most twice as many samples run at once."""
 
 from __future__ import annotations
 

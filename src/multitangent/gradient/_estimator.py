@@ -168,7 +168,7 @@ class GradientEstimator(ABC):
         """What the next step differentiates, with what is known about batches of its kind."""
         trial = self._trials[self._kind]
         if self._kind not in self._compared or self.verify == "always":
-            compares = trial.is_plain and self.micro_batch != "auto"  # the whole may not fit
+            compares = trial.is_plain and self.micro_batch != "auto" and not self.verify
             trial = replace(trial, is_plain=compares, compares=compares)
         return Problem(
             self._bound,
