@@ -50,7 +50,7 @@ class GradientEstimator(ABC):
         store_tangents: bool = True,
         tangent_dtype: torch.dtype | None = None,
         compile: bool = False,
-        verify: Literal["first", "always", False] = "first",
+        verify: Literal["first", "always", "parts", False] = "first",
     ) -> None:
         check_kinds(tangents, aggregator)
         check_options(model, loss, seed, micro_batch, store_tangents, tangent_dtype, compile)
@@ -158,7 +158,8 @@ class GradientEstimator(ABC):
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
         self._kind = self._kind_of(batch)
         batch = replace(batch, shapes_of_few=self._trial(batch, stream).shapes)
-        if self.verify == "always" or (self.verify and self._kind not in self._verified):
+        is_new = self.verify == "first" and self._kind not in self._verified
+        if self.verify == "always" or is_new:
             trial = self._verified_trial(batch, stream, self._trials[self._kind])
             self._trials[self._kind] = trial
             self._verified.add(self._kind)
@@ -168,7 +169,7 @@ class GradientEstimator(ABC):
         """What the next step differentiates, with what is known about batches of its kind."""
         trial = self._trials[self._kind]
         if self._kind not in self._compared or self.verify == "always":
-            compares = trial.is_plain and self.micro_batch != "auto" and not self.verify
+            compares = trial.is_plain and self.verify == "parts"
             trial = replace(trial, is_plain=compares, compares=compares)
         return Problem(
             self._bound,

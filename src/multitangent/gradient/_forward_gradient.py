@@ -40,8 +40,10 @@ class ForwardGradient(GradientEstimator):
         verify: ``"first"`` compares a few samples' derivatives with those of backpropagation at the
             first step of every kind of batch (its shapes and types, the modes of the modules),
             ``"always"`` at every step, ``False`` never. What differs is a `VerificationError`.
-            With a `micro_batch` given, ``False``, and ``"weights"`` no more than two of the batch's
-            parts run at once where nothing else asks for the whole: the least memory.
+            Parts of a batch always have to give the losses of the whole, which runs once more for
+            it, without tangents. ``"parts"`` runs two parts as one for it, no more, and compares
+            nothing else: for weights, where the whole does not fit. What only larger batches do
+            then goes unnoticed.
 
     Raises:
         ValueError: If an argument is out of range, or the model does not fit the perturbation.
