@@ -1,4 +1,4 @@
-"""Modules that are linear in their input, whatever computes them: quantised layers above all."""
+"""Modules that are linear in their input, whatever kernel computes them, such as quantised ones."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ M = TypeVar("M", bound=type[nn.Module])
 Forward = Callable[..., Any]
 Transposed = Callable[[Any, Tensor], Tensor]
 
-# Tangents are multiplied by it before the bias is added, and divided by it once that was taken
-# away: a power of two rounds nothing, and the rounding of a large bias does not reach them.
+# Tangents are multiplied by this before the bias is added, and divided by it after the bias is
+# subtracted. A power of two rounds nothing, and the rounding of a large bias does not reach them.
 _ENLARGED = 2.0**20
 
 
@@ -33,33 +33,33 @@ def register_linear_module(
     *,
     transposed: Transposed | None = None,
 ) -> M:
-    """Declare that a module is linear in its input, but for a bias, and that it is not trained.
+    """Declare that a module is linear in its input, apart from a bias, and is not trained.
 
-    Tangents then go through the module's own ``forward``, all K of them as one batch, whatever
-    kernels it calls, and so do zeros of one sample: they give the bias, which is taken away again.
+    All K tangents then go through the module's own ``forward`` as one batch, whatever kernels it
+    calls. One sample of zeros goes through it too. This gives the bias, which is subtracted again.
     ``verify="first"`` finds a wrong declaration wherever backpropagation has a gradient.
 
-    ``forward`` of the class, and so of classes that inherit it, is replaced by one that looks at
-    its input first. Ordinary tensors without a graph go to the module as ever.
+    The class gets a new ``forward`` that looks at its input first, and classes that inherit
+    ``forward`` get it too. Ordinary tensors without a graph go to the module as before.
 
     Args:
         kind: The class. Its ``forward`` maps every sample of ``[B, *sample]`` by itself, or one
-            tensor ``[D]``; further arguments are constant. Where the first axis of one of them is
-            the batch, the K tangents go through one after the other.
-        transposed: ``transposed(module, gradient)`` is the gradient ``[B, *sample]`` of the input
-            from that of the output, the product with the transposed matrix. Backpropagation uses
-            it. Activity perturbation does so too, inside the blocks that hold the module. It is
-            needed where ``forward`` has no derivative of its own.
+            tensor ``[D]``. Further arguments are constant. If the first axis of one of them is the
+            batch, the K tangents go through one after the other.
+        transposed: ``transposed(module, gradient)`` takes the gradient of the output and returns
+            that of the input, ``[B, *sample]``. This is the product with the transposed matrix.
+            Backpropagation uses it, and so does activity perturbation inside the blocks that hold
+            the module. It is needed if ``forward`` has no derivative of its own.
 
     Returns:
-        The class itself, so that this is a decorator too.
+        The class itself, so that this function is also a decorator.
 
     Raises:
-        TypeError: If `kind` is no class of modules.
-        ValueError: If it is registered already. While a model runs, if something inside such a
-            module is trained, if its output is not one tensor of the samples, or if calls return
-            the same memory.
-        NotImplementedError: While a model runs, if a gradient is needed and the output has none.
+        TypeError: If `kind` is not a class of modules.
+        ValueError: If the class is registered already. While a model runs: if something inside such
+            a module is trained, if its output is not one tensor of the samples, or if two calls
+            return the same memory.
+        NotImplementedError: While a model runs, if a gradient is needed and `forward` has none.
 
     Examples:
         >>> class Halved(nn.Module):
@@ -79,8 +79,8 @@ def register_linear_module(
     plain: Forward = kind.forward
     if hasattr(plain, "is_linear_module"):
         raise ValueError(
-            "`kind` should be registered once, and not where a class that it inherits `forward` "
-            f"from is registered already. Found {kind.__qualname__} a second time."
+            "`kind` should be registered once, either itself or as the class that it inherits "
+            f"`forward` from. Found {kind.__qualname__} a second time. Try it without this call."
         )
     first = list(inspect.signature(plain).parameters)[1]
 
@@ -124,12 +124,12 @@ def register_linear_module(
 
 
 def _zeros(x: DualTensor) -> Tensor:
-    """One sample of zeros, or the one there is."""
+    """One sample of zeros, or zeros for the one vector that there is."""
     return torch.zeros_like(x.primal[:1] if x.primal.ndim > 1 else x.primal)
 
 
 def _are_of_samples(x: DualTensor, others: Any) -> bool:
-    """Whether further arguments may be of each sample, so that batches keep their size."""
+    """Whether further arguments may belong to single samples, so that the batch keeps its size."""
     size = len(x.primal)
     return (
         x.primal.ndim > 1 and size > 1 and any(t.shape[:1] == (size,) for t in tensors_of(others))
@@ -137,18 +137,19 @@ def _are_of_samples(x: DualTensor, others: Any) -> bool:
 
 
 def _refuse_shared(module: nn.Module, outputs: Sequence[Tensor]) -> None:
-    """Raise if the outputs of several calls lie in one place: only that of the last is left."""
+    """Raise if the outputs of two calls share memory, where only the last output is left."""
     if tracing() or not all(out.numel() for out in outputs):
         return
     if any(shares_memory(*pair) for pair in combinations(outputs, 2)):
         raise ValueError(
             f"{type(module).__qualname__} is registered as linear: every call should return memory "
-            "of its own. Found the outputs of two calls in one place. Try `.clone()` of the output."
+            "of its own. Found the outputs of two calls in the same memory. Try `.clone()` of the "
+            "output."
         )
 
 
 def _check(module: nn.Module, x: Any, out: Any, others: Any) -> None:
-    """Raise where the tangents of the input are not all that there is, or not of samples."""
+    """Raise if another argument varies too, or if the output is not one tensor of the samples."""
     name = type(module).__qualname__
     _refuse_others(module, others)
     size = x.shape[:1] if x.ndim > 1 else ()
@@ -156,7 +157,7 @@ def _check(module: nn.Module, x: Any, out: Any, others: Any) -> None:
         found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(
             f"{name} is registered as linear: it should return one tensor whose first axis is that "
-            f"of its input, {list(x.shape)}. Found {found}. Try to register a module inside of it."
+            f"of its input, {list(x.shape)}. Found {found}. Try to register a module inside it."
         )
 
 
@@ -166,8 +167,8 @@ def _refuse_trained(module: nn.Module) -> None:
         if type(value) is DualTensor or value.requires_grad:
             raise ValueError(
                 f"{type(module).__qualname__} is registered as linear: nothing inside of it should "
-                f"be trained. Found {name!r}, which is. Try `requires_grad_(False)`, or put what "
-                "is trained into a module around it."
+                f"be trained. Found {name!r}, which is trained. Try `requires_grad_(False)`, or "
+                "put what is trained into a module around it."
             )
 
 
@@ -188,7 +189,7 @@ def _recorded(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """What `forward` returns, where autograd is to know how it depends on the input."""
+    """What `forward` returns, recorded so that autograd knows how it depends on the input."""
     if transposed is not None:
         _refuse_trained(module)
         _refuse_others(module, (args[1:], kwargs))
@@ -202,7 +203,7 @@ def _recorded(
 
 
 def _leads_to(out: Tensor, source: Node) -> bool:
-    """Whether a graph goes back to a node. Other ways end at what is trained inside."""
+    """Whether a graph leads back to a node. Other paths end at what is trained inside."""
     seen: set[Node] = set()
     waiting: list[Node | None] = [get_gradient_edge(out).node]
     while waiting:
@@ -244,6 +245,7 @@ class _Recorded(torch.autograd.Function):
         if pulled.shape != ctx.shape:
             raise ValueError(
                 f"`transposed` of {type(ctx.module).__qualname__} should return the gradient of "
-                f"the input, {list(ctx.shape)}. Found {list(pulled.shape)}."
+                f"the input, {list(ctx.shape)}. Found {list(pulled.shape)}. Try the product with "
+                "the transposed matrix."
             )
         return pulled, None, None, None, None, None

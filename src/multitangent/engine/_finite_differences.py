@@ -41,8 +41,8 @@ class FiniteDifferences:
             for it. If not, they are the mean over the runs, which is off by ``e^2 v^T H v / 2``.
         is_plain: Whether parts of the batch certainly need nothing of the whole.
         starts_after: Whether every run begins with what modules keep after the run at w.
-        compares: Whether the first two parts, run as one, have to give the losses of the parts
-            where the whole batch is not run.
+        compares: Whether the first two parts are run as one, and have to give the same losses, if
+            the whole batch is not run.
 
     Raises:
         SplitError: If the parts give other losses than the whole batch, or fail where it does not.
@@ -117,7 +117,7 @@ class FiniteDifferences:
     ) -> list[_Kept]:
         """What is kept of every part of the batch, with something in place of perturbed values.
 
-        With a `count` of so many samples only.
+        If there is a `count`, only the parts with the first `count` samples run.
         """
         evaluate = run.evaluate_lazily if isinstance(run, LazyRun) else run.evaluate
         parts = run.batch.split(self.micro_batch)
@@ -219,7 +219,7 @@ def _losses(evaluation: Evaluation) -> Tensor:
 
 
 def _losses_alone(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-    """The losses, and nothing in place of an output that nobody needs."""
+    """The losses, and an empty tensor in place of an output that nobody needs."""
     losses = _losses(evaluation)
     return losses, losses[:0]
 

@@ -31,7 +31,7 @@ class ForwardMode:
         micro_batch: How many samples are pushed at a time.
         is_plain: Whether parts of the batch certainly need nothing of the whole, so that weight
             perturbation can leave out the run of the whole batch.
-        compares: Whether the first two parts, run as one, have to give the same losses then.
+        compares: Whether the first two parts are then run as one, and have to give the same losses.
 
     Raises:
         SplitError: If the parts give other losses than the whole batch, or fail where it does not.

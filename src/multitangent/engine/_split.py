@@ -34,5 +34,5 @@ def losses_of_two_parts(run: Run, micro_batch: int) -> Tensor:
 
 
 def unchanged(value: Tensor, name: str, samples: slice) -> Tensor:
-    """The value as it is: a model that asks for its graph hears that there is none."""
+    """The value as it is. A model that asks for its graph finds none."""
     return value

@@ -45,8 +45,8 @@ class Trial:
         is_plain: Whether parts of a batch need nothing of the whole: no random numbers, no
             statistics, and nothing that modules keep from one run to the next.
         writes: Whether the model writes into parameters.
-        compares: Whether parts are compared with two of them run as one, where the whole batch is
-            not run: it may not fit.
+        compares: Whether two parts are run as one and compared with the parts, if the whole batch
+            is not run because it may not fit.
     """
 
     micro_batch: int

@@ -41,9 +41,9 @@ class ForwardGradient(GradientEstimator):
             first step of every kind of batch (its shapes and types, the modes of the modules),
             ``"always"`` at every step, ``False`` never. What differs is a `VerificationError`.
             Parts of a batch always have to give the losses of the whole, which runs once more for
-            it, without tangents. ``"parts"`` runs two parts as one for it, no more, and compares
-            nothing else: for weights, where the whole does not fit. What only larger batches do
-            then goes unnoticed.
+            this, without tangents. ``"parts"`` only runs two parts as one for this, and compares
+            nothing else. It is for weights, if the whole does not fit into memory. It does not
+            notice what only larger batches do.
 
     Raises:
         ValueError: If an argument is out of range, or the model does not fit the perturbation.

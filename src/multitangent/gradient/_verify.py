@@ -97,7 +97,7 @@ class _NotComparedError(Exception):
 
 
 def _runs(problem: Problem, objective: Objective, batch: Batch, stream: Stream) -> bool:
-    """Whether the step goes well, or goes on with other micro-batches."""
+    """Whether the step succeeds, or goes on with other micro-batches."""
     with objective.preserved(), kept_parameters(objective.model):
         try:
             step(problem, batch.copied(), stream)

@@ -184,7 +184,7 @@ class ActivationRun:
         )
 
     def _next_place(self) -> str:
-        """The first block of the model, if it is no site yet."""
+        """The first block of the model, if it is not a site yet."""
         name = first_block(self._objective.model)
         return "..." if name is None or name in {site.name for site in self._sites} else repr(name)
 

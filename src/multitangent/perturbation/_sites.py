@@ -74,10 +74,10 @@ def _blocks(model: nn.Module) -> list[Site]:
 
 
 def _follows_trained(model: nn.Module, name: str, lists: Sequence[str]) -> bool:
-    """Whether something before a list of blocks is trained that no block holds.
+    """Whether something that no block holds is trained before a list of blocks.
 
-    The first block is a site then, frozen or not. Otherwise the graph that leads there would go on
-    through all frozen blocks to the first one that is trained.
+    The first block is then a site, even if it is frozen. Otherwise the graph of what is trained
+    would go on through all frozen blocks to the first one that is trained.
     """
     for found, parameter in model.named_parameters():
         if found.startswith(f"{name}."):

@@ -1,4 +1,4 @@
-"""Memory and time of a step that tunes a language model of GPT-2's shape, for every method."""
+"""Memory and time of a step that tunes a language model of the shape of GPT-2, by method."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OTHERS = ("inference", "backpropagation", "checkpointed backpropagation")
 
 @dataclass(frozen=True)
 class _Method:
-    """A way to take one step, with so many samples and tangents at a time."""
+    """A way to take one step, with a number of samples and tangents at a time."""
 
     name: str
     micro_batch: int
@@ -42,10 +42,10 @@ class _Method:
 def compare_tuning(config: BenchConfig) -> list[dict[str, Any]]:
     """One row for each method: the peak of a step in MiB, its time, and ratios to others.
 
-    Ratios are to methods of the same micro-batch; only steps of the whole batch at once are timed.
-    A step leads from a batch to the gradients; the memory counts the parameters, the batch and the
-    gradients. ``forward, first step`` is the step that is compared with backpropagation for a few
-    samples; no other is.
+    Ratios compare methods with the same micro-batch. Only steps of the whole batch at once are
+    timed. A step leads from a batch to the gradients. The memory counts the parameters, the batch
+    and the gradients. Only ``forward, first step`` is compared with backpropagation, for a few
+    samples.
     """
     methods = _methods(config)
     peaks = {str(m): peak_mib(_run, _small(config), config, m) for m in methods}
@@ -97,7 +97,7 @@ def _word(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Case:
-    """A language model of which some parameters are trained, and a batch of random tokens."""
+    """A language model with some trained parameters, and a batch of random tokens."""
 
     model: nn.Sequential
     tokens: Tensor
@@ -140,7 +140,7 @@ class _Case:
             self._differentiate(self.model(x), y)
 
     def _checkpoint(self, size: int) -> None:
-        """Backpropagation that runs every block again, rather than keep what it computed."""
+        """Backpropagation that runs every block again, in place of keeping what it computed."""
         for x, y in self._parts(size):
             *blocks, last = self.model.children()
             block, *head = last.children()
