@@ -41,7 +41,7 @@ class Expectation:
 
     def __str__(self) -> str:
         return (
-            f"expected of a step, K = {self.num_tangents}, {_samples(self.samples)} at once: "
+            f"expected cost of a step, K = {self.num_tangents}, {_samples(self.samples)} at once: "
             f"{_time(self.seconds)}, {self.time_ratio:.3g} times inference; "
             f"{_size(self.bytes)} with model and batch, {self.memory_ratio:.3g} times"
         )

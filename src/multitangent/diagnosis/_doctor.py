@@ -40,11 +40,11 @@ def doctor(
 ) -> Report:
     """Find out what of a model fits, what does not and where, and what a step costs.
 
-    The doctor pushes tangents through the model once, and notes every function that meets them. No
-    tangents come inside a perturbed layer, because PyTorch differentiates each layer separately.
-    The doctor then compares the gradient of a few samples with that of backpropagation, and
-    measures inference and a few steps. Parameters, ``.grad``, buffers and random numbers stay as
-    they are.
+    The doctor pushes tangents through the model once, and notes every function that meets them.
+    Tangents do not meet the functions inside a perturbed layer, because PyTorch differentiates each
+    layer separately. The doctor then compares the gradient of a few samples with that of
+    backpropagation, and measures inference and a few steps. Parameters, ``.grad``, buffers and
+    random numbers stay as they are.
 
     Args:
         model: The model, in the mode in which it is to be trained.

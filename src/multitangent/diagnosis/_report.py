@@ -92,7 +92,7 @@ class Report:
             yield f"repaired: {repair}"
         yield f"functions with a rule: {len(self._with('rule'))}"
         for title, findings in (
-            ("functions through their own backward: right, but slower", self.fallbacks),
+            ("functions that use their own backward: right, but slower", self.fallbacks),
             ("not supported", self.unsupported),
         ):
             if findings:

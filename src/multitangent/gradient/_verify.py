@@ -142,7 +142,7 @@ def _verify(
             except NoReferenceError as error:
                 failed = _not_compared("which", error.__cause__)
             except Exception as error:  # such as of a model for batches of one size only
-                failed = _not_compared("for the run beside it", error, is_of_step=True)
+                failed = _not_compared("because the run for it", error, is_of_step=True)
     raise failed
 
 

@@ -169,7 +169,7 @@ class ActivationRun:
             raise ValueError(
                 "`sites` should have outputs that depend on the samples. Found none: "
                 f"{self._shared_outputs()}. Try `Activations(sites=[{self._next_place()}])` with "
-                "the first module behind them that does, such as the first block of a "
+                "the first module behind them whose output does, such as the first block of a "
                 "transformer, or `perturb='weights'`."
             )
         return evaluation._replace(losses=losses)
@@ -180,7 +180,7 @@ class ActivationRun:
         found = ", ".join(f"{name!r} returns shape {shape}" for name, shape in shapes.items())
         return found or (
             "no site was called and returned a floating-point tensor; a model that calls "
-            "`module.forward(...)` passes its sites by"
+            "`module.forward(...)` skips its sites"
         )
 
     def _next_place(self) -> str:

@@ -29,11 +29,11 @@ class Site:
 def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Site]:
     """The sites of a model: the named ones, or the default.
 
-    By default, for an ``nn.Sequential`` each child with trainable parameters together with the
-    parameter-free ones after it. For another model the blocks that it repeats, such as those of a
-    transformer: the trainable ones, and the first if something before it is trained. Otherwise
-    every module with trainable parameters of its own and none in others inside it, and whole those
-    of PyTorch's own modules that have both (attention).
+    The default depends on the model. A site of an ``nn.Sequential`` is a child with trainable
+    parameters, together with the parameter-free ones after it. A model that repeats blocks, such as
+    a transformer, has the trainable blocks as sites, and also the first block if something before
+    it is trained. In other models a site is a module that has trainable parameters of its own and
+    none in modules inside it. PyTorch's own modules that have both (attention) are whole sites.
 
     Raises:
         ValueError: If a name is unknown, a site lies inside another, or there is none.
