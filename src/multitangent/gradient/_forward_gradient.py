@@ -40,8 +40,8 @@ class ForwardGradient(GradientEstimator):
         verify: ``"first"`` compares a few samples' derivatives with those of backpropagation at the
             first step of every kind of batch (its shapes and types, the modes of the modules),
             ``"always"`` at every step, ``False`` never. What differs is a `VerificationError`.
-            Parts of a batch always have to give the losses of the whole, which runs once more for
-            this, without tangents. ``"parts"`` only runs two parts as one for this, and compares
+            Parts of a batch have to give the losses of the whole, which runs once more for this,
+            without tangents. ``"parts"`` runs two parts as one in place of the whole, and compares
             nothing else. It is for weights, if the whole does not fit into memory. It does not
             notice what only larger batches do.
 
