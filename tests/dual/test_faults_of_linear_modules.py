@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from multitangent.dual import DualTensor, register_linear_module
+from multitangent import ForwardGradient, Normal, VerificationError
+from multitangent.dual import DualTensor, WrongTransposeError, register_linear_module
 
 B, D = 4, 5
 F64 = torch.float64
@@ -90,3 +93,35 @@ def test_a_leaf_that_comes_back_has_its_gradient():
     x = torch.randn(B, D, dtype=F64, requires_grad=True)
     Unchanged()(x).sum().backward()
     torch.testing.assert_close(x.grad, torch.ones(B, D, dtype=F64))
+
+
+class Tripled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * x + 1
+
+
+class Rectified(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+
+register_linear_module(Tripled, transposed=lambda module, g: 6 * g)
+register_linear_module(Rectified, transposed=lambda module, g: g)
+
+
+@pytest.mark.parametrize("perturb", ["activations", "weights"])
+@pytest.mark.parametrize("kind", [Tripled, Rectified])
+def test_another_transpose_is_found_where_no_tangent_crosses_the_module(
+    kind: type[nn.Module], perturb: Any
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), kind(), nn.Tanh(), nn.Linear(8, 2))
+    gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(4), perturb=perturb)
+    with pytest.raises(VerificationError, match="one matrix A and its transpose"):
+        gradient(torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))
+
+
+def test_another_transpose_is_found_in_the_local_step() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), Tripled(), nn.Tanh(), nn.Linear(8, 2))
+    gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(4), verify=False)
+    with pytest.raises(WrongTransposeError, match=r"Tripled is registered.*Found .* and"):
+        gradient(torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -225,6 +226,40 @@ def _no_gradient(module: nn.Module) -> NotImplementedError:
     )
 
 
+_compared: WeakSet[nn.Module] = WeakSet()  # modules whose `transposed` fits their `forward`
+
+
+class WrongTransposeError(ValueError):
+    """The `transposed` of a module that is registered as linear does not fit its `forward`."""
+
+
+@torch.no_grad()
+def _compare_transposed(ctx: Any, gradient: Tensor) -> None:
+    """Raise unless ``<A x, g> = <x, A^T g>`` for random x and two g, with A the linear part."""
+    others, kwargs = ctx.arguments
+    generator = torch.Generator().manual_seed(0)
+    with torch._C.DisableTorchFunction():
+        x = torch.randn(ctx.shape, generator=generator).to(gradient)
+        out = ctx.plain(x, *others, **kwargs).clone()
+        out -= ctx.plain(torch.zeros_like(x), *others, **kwargs)
+        random = torch.randn(out.shape, generator=generator).to(gradient)
+        for g in (out, random):
+            terms = out.double() * g
+            found = float((x.double() * ctx.transposed(ctx.module, g)).sum())
+            tolerance = 0.1 if gradient.dtype.itemsize == 2 else 0.003
+            if not abs(found - float(terms.sum())) <= tolerance * float(terms.norm()):
+                raise _wrong_transpose(ctx.module, float(terms.sum()), found)
+
+
+def _wrong_transpose(module: nn.Module, expected: float, found: float) -> WrongTransposeError:
+    return WrongTransposeError(
+        f"{type(module).__qualname__} is registered as linear: `forward` and `transposed` should "
+        "multiply with one matrix A and its transpose, so that <A x, g> = <x, A^T g>. Found "
+        f"{expected:.4g} and {found:.4g} for random vectors. Try another `transposed`, or the "
+        "model without `register_linear_module`."
+    )
+
+
 class _Recorded(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -237,6 +272,8 @@ class _Recorded(torch.autograd.Function):
         kwargs: dict[str, Any],
     ) -> Any:
         ctx.transposed, ctx.module, ctx.shape = transposed, module, x.shape
+        ctx.plain = functools.partial(plain, module)
+        ctx.arguments = others, kwargs
         return plain(module, x, *others, **kwargs)
 
     @staticmethod
@@ -248,4 +285,7 @@ class _Recorded(torch.autograd.Function):
                 f"the input, {list(ctx.shape)}. Found {list(pulled.shape)}. Try the product with "
                 "the transposed matrix."
             )
+        if ctx.module not in _compared:
+            _compare_transposed(ctx, gradient)
+            _compared.add(ctx.module)
         return pulled, None, None, None, None, None

@@ -10,7 +10,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from multitangent.dual import Factored
+from multitangent.dual import Factored, WrongTransposeError
 from multitangent.engine import (
     Backpropagation,
     Derivatives,
@@ -123,6 +123,8 @@ class Comparison:
             before.restore()
             again, _ = self._start()
             true = self._reference(again, tangents.blocks)
+        except WrongTransposeError as error:
+            raise VerificationError(str(error)) from error
         except Exception as error:
             raise NoReferenceError from error
         before.restore()
