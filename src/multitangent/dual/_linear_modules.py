@@ -285,7 +285,7 @@ class _Recorded(torch.autograd.Function):
                 f"the input, {list(ctx.shape)}. Found {list(pulled.shape)}. Try the product with "
                 "the transposed matrix."
             )
-        if ctx.module not in _compared:
+        if ctx.module not in _compared and not tracing():
             _compare_transposed(ctx, gradient)
             _compared.add(ctx.module)
         return pulled, None, None, None, None, None

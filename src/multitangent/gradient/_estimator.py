@@ -28,6 +28,7 @@ from multitangent.gradient._assessment import Assessment, assess
 from multitangent.gradient._coefficients import Combination
 from multitangent.gradient._compiled import CompiledStep, compiled_step
 from multitangent.gradient._diagnostics import Diagnostics, diagnose
+from multitangent.gradient._grad import accumulate, hooked
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
 from multitangent.objective import Batch, Objective, shapes
@@ -106,7 +107,7 @@ class GradientEstimator(ABC):
             loss = result.losses.sum() * self._objective.scale(batch)
         gradients = self._learned(result)
         for parameter, gradient in gradients.items():
-            _accumulate(parameter, gradient)
+            accumulate(parameter, gradient)
         self._last_step = result.combination, result.gram, fallbacks
         self._last_batch = batch, stream
         if result.tangents is not None:
@@ -126,7 +127,7 @@ class GradientEstimator(ABC):
         try:
             if (observation := result.observation) is not None:
                 self._source.update(observation)  # before hooks change the gradients
-            return {p: _hooked(p, gradient) for p, gradient in result.gradients.items()}
+            return {p: hooked(p, gradient) for p, gradient in result.gradients.items()}
         except BaseException:
             self._source.load_state_dict(before)
             raise
@@ -415,20 +416,3 @@ class GradientEstimator(ABC):
             for name, default in shown.items()
             if getattr(self, name) != default
         )
-
-
-def _hooked(parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-    """What the hooks of a parameter make of its gradient."""
-    gradient = gradient.to(parameter.dtype)
-    for hook in (parameter._backward_hooks or {}).values():
-        changed = hook(gradient)
-        gradient = gradient if changed is None else changed
-    return gradient
-
-
-def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Add to ``.grad``, as backpropagation does."""
-    if parameter.grad is None:
-        parameter.grad = gradient
-    else:
-        parameter.grad.add_(gradient)

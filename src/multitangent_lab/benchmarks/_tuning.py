@@ -102,7 +102,6 @@ class _Case:
     model: nn.Sequential
     tokens: Tensor
     labels: Tensor
-    trained: str
 
     def step(self, method: _Method) -> Callable[[], object]:
         """One step of a method."""
@@ -166,7 +165,7 @@ def _make(config: BenchConfig) -> _Case:
         if config.trained == "adapters":
             add_lora(model, _RANK)
         tokens, labels = torch.randint(vocabulary, (2, config.batch or _BATCH, context))
-    return _Case(model.to(device), tokens.to(device), labels.to(device), config.trained)
+    return _Case(model.to(device), tokens.to(device), labels.to(device))
 
 
 def _small(config: BenchConfig) -> BenchConfig:
