@@ -29,9 +29,10 @@ from multitangent.gradient._coefficients import Combination
 from multitangent.gradient._compiled import CompiledStep, compiled_step
 from multitangent.gradient._diagnostics import Diagnostics, diagnose
 from multitangent.gradient._grad import accumulate, hooked
+from multitangent.gradient._kinds import found_parameters, kind_of
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
-from multitangent.objective import Batch, Objective, shapes
+from multitangent.objective import Batch, Objective
 from multitangent.perturbation import Perturbation, Weights
 from multitangent.tangents import Normal, Stream, TangentSource
 
@@ -154,10 +155,10 @@ class GradientEstimator(ABC):
         refuse_backward_hooks(self._modules, self.model)
         if isinstance(self.loss, nn.Module):
             refuse_backward_hooks(list(self.loss.modules()), self.loss)
-        if self._found_parameters() != self._bound_to:
+        if found_parameters(self.model) != self._bound_to:
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
-        self._kind = self._kind_of(batch)
+        self._kind = kind_of(batch, self._modules, self._device)
         batch = replace(batch, shapes_of_few=self._trial(batch, stream).shapes)
         is_new = self.verify == "first" and self._kind not in self._verified
         if self.verify == "always" or is_new:
@@ -183,22 +184,13 @@ class GradientEstimator(ABC):
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
-        self._bound_to = self._found_parameters()
+        self._bound_to = found_parameters(self.model)
         self._sizes = None
         self._trials: dict[Any, Trial] = {}
         self._verified: set[Any] = set()
         self._compared: set[Any] = set()  # kinds whose parts gave the whole's losses
         self._graphs: dict[Any, CompiledStep | None] = {}
         self._bound = self.perturb.bind(self._objective)
-
-    def _found_parameters(self) -> list[tuple[int, bool]]:
-        """What the model's parameters are now, and which of them are trainable."""
-        return [
-            (id(parameter), parameter.requires_grad)
-            for module in self.model.modules()
-            for parameter in module._parameters.values()
-            if parameter is not None
-        ]
 
     @property
     def _device(self) -> torch.device:
@@ -212,13 +204,6 @@ class GradientEstimator(ABC):
                 trial = replace(trial, micro_batch=min(self.micro_batch, batch.size))
             self._trials[self._kind] = trial
         return self._trials[self._kind]
-
-    def _kind_of(self, batch: Batch) -> Any:
-        """What makes a model treat a batch differently: shapes, types, its modules and modes."""
-        device = self._device.type
-        cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        modes = tuple((module, module.training) for module in self._modules)
-        return shapes(batch), modes, cast
 
     def _compiled(self, problem: Problem, batch: Batch, stream: Stream) -> Step | None:
         """One step by a compiled graph, if that is wanted and possible."""
@@ -397,11 +382,7 @@ class GradientEstimator(ABC):
         self._source.load_state_dict(pytree.tree_map(here, dict(state.get("tangents", {}))))
 
     def __repr__(self) -> str:
-        loss = (
-            self.loss
-            if isinstance(self.loss, nn.Module)
-            else getattr(self.loss, "__name__", repr(self.loss))
-        )
+        loss = getattr(self.loss, "__name__", repr(self.loss))
         return (
             f"{type(self).__name__}({type(self.model).__name__}(...), {loss}, "
             f"tangents={self.tangents}, aggregator={self.aggregator}, perturb={self.perturb}, "
