@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from multitangent_lab.benchmarks._command import run_bench
 from multitangent_lab.benchmarks._tuning import _make, _methods, _run, compare_tuning, peak_mib
 from multitangent_lab.config import BenchConfig
+from multitangent_lab.training import ConfigError
 
 TINY = BenchConfig(measure="tuning", batch=2, repeats=1, device="cpu", language_model=(40, 6, 8, 3))
 
@@ -63,6 +65,16 @@ def test_the_command_stores_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert stored["trained"] == "adapters"
     assert "width" not in stored and stored["language_model"] == [40, 6, 8, 3]
     assert (tmp_path / "tuning.csv").read_text().count("\n") == len(stored["rows"]) + 1
+
+
+@pytest.mark.parametrize(
+    ("measure", "option"),
+    [("tuning", {"width": 64}), ("tuning", {"num_tangents": 3}), ("step", {"trained": "all"})],
+)
+def test_options_that_would_be_ignored_are_refused(measure: str, option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(ConfigError, match=f"`{name}` should be left out for {measure}"):
+        run_bench(BenchConfig(measure=measure, **option), json=True)  # type: ignore[arg-type]
 
 
 def _with(trained: str) -> BenchConfig:
