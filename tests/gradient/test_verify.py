@@ -393,7 +393,7 @@ def test_another_mode_is_another_kind():
 def test_it_can_be_left_out():
     model = two(interacting)
     ForwardGradient(model, SQUARE, verify=False)(data(6, 3), data(6, 4))
-    with pytest.raises(ValueError, match="`verify` should be 'first', 'always' or False"):
+    with pytest.raises(ValueError, match="`verify` should be 'first', 'always', 'parts' or False"):
         ForwardGradient(model, SQUARE, verify=True)
 
 

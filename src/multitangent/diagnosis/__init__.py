@@ -1,4 +1,4 @@
-"""Diagnosis: does a model fit, what does a step cost, and what can be repaired."""
+"""Whether a model fits, what a step costs, and what can be repaired."""
 
 from multitangent.diagnosis._cost import Cost, measure_cost
 from multitangent.diagnosis._doctor import doctor

@@ -1,4 +1,4 @@
-"""What a step costs beside inference, from small runs."""
+"""What a step costs compared with inference, from small runs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Expectation:
     Attributes:
         num_tangents: K.
         samples: The samples of the measured batch.
-        seconds: Of a step.
-        bytes: The memory of a step at its peak, model and batch included.
+        seconds: The time of a step.
+        bytes: The peak memory of a step, with the model and the batch.
         time_ratio: Seconds of a step over those of inference.
         memory_ratio: Bytes of a step over those of inference.
     """
@@ -41,7 +41,7 @@ class Expectation:
 
     def __str__(self) -> str:
         return (
-            f"expected of a step, K = {self.num_tangents}, {_samples(self.samples)} at once: "
+            f"expected cost of a step, K = {self.num_tangents}, {_samples(self.samples)} at once: "
             f"{_time(self.seconds)}, {self.time_ratio:.3g} times inference; "
             f"{_size(self.bytes)} with model and batch, {self.memory_ratio:.3g} times"
         )
@@ -65,10 +65,9 @@ class Cost:
     """Measured time and memory of inference and of steps with a few numbers of tangents.
 
     Times are medians of three runs after a first one, or of one run that takes over a second.
-    Bytes are those of parameters, buffers and batch, and the largest sum of the sizes of all
-    tensors that PyTorch's functions returned and that were alive at the same time. What single
-    functions need inside does not count. All samples run at once: in micro-batches a step needs
-    less memory.
+    Bytes count parameters, buffers and batch, and the tensors that PyTorch's functions returned:
+    the largest sum of the sizes of those that were alive at once. What a single function needs
+    inside does not count. All samples run at once. A step in micro-batches needs less memory.
 
     Attributes:
         samples: The samples of the batch.
@@ -83,7 +82,7 @@ class Cost:
     steps: Mapping[int, tuple[float, int]]
 
     def expected(self, num_tangents: int) -> Expectation:
-        """What a step with so many tangents should cost: a straight line through what was measured.
+        """What a step with K tangents should cost, by a straight line through what was measured.
 
         Args:
             num_tangents: K.
@@ -117,10 +116,10 @@ def measure_cost(
     """Run inference and steps a few times each.
 
     Args:
-        samples: The number of samples that they run.
-        fixed: The bytes of what is there before.
+        samples: The number of samples in each run.
+        fixed: The bytes that are in use before a run.
         inference: Runs model and loss.
-        steps: Take one step each, by K; at least two of them.
+        steps: For each K, a function that takes one step. There are at least two.
     """
     return Cost(
         samples,
@@ -162,7 +161,7 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the sizes of what functions return, until it is freed."""
+    """Adds up the sizes of the tensors that functions return, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -200,7 +199,7 @@ class _LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _address(value: Tensor) -> int:
-    """Where a tensor's numbers lie; 0 for one without memory of the usual kind."""
+    """Where a tensor's numbers lie, or 0 if it has no memory of the usual kind."""
     try:
         return value.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):

@@ -38,17 +38,18 @@ def doctor(
     tangents: TangentSource | None = None,
     fix: bool = False,
 ) -> Report:
-    """Look at a model: what fits, what does not and where, what a step costs, and is it right.
+    """Find out what of a model fits, what does not and where, and what a step costs.
 
-    Tangents are pushed through the model once, and every function that meets them is noted. What a
-    perturbed layer does inside does not meet them: PyTorch differentiates it, layer by layer. Then
-    the gradient of a few samples is compared with that of backpropagation, and a few steps are
-    measured beside inference. Parameters, ``.grad``, buffers and random numbers stay as they are.
+    The doctor pushes tangents through the model once, and notes every function that meets them.
+    Tangents do not meet the functions inside a perturbed layer, because PyTorch differentiates each
+    layer separately. The doctor then compares the gradient of a few samples with that of
+    backpropagation, and measures inference and a few steps. Parameters, ``.grad``, buffers and
+    random numbers stay as they are.
 
     Args:
         model: The model, in the mode in which it is to be trained.
-        batch: Inputs and target as for a step of `ForwardGradient`. A few samples are enough, and
-            are all run at once.
+        batch: Inputs and target as for a step of `ForwardGradient`. A few samples are enough. All
+            of them run at once.
         loss: As for `ForwardGradient`.
         perturb: As for `ForwardGradient`.
         tangents: As for `ForwardGradient`, ``Normal(16)`` by default.
@@ -56,7 +57,7 @@ def doctor(
             what the model computes.
 
     Raises:
-        Exception: What the model itself raises for this batch.
+        Exception: Any error that the model itself raises for this batch.
 
     Examples:
         >>> from multitangent.diagnosis import doctor
@@ -120,7 +121,7 @@ def _gradient(
 
 
 def _output(objective: Objective, inputs: Any) -> Any:
-    """What the model returns in evaluation mode, where no random numbers count. Nothing stays."""
+    """What the model returns in evaluation mode, without randomness. The run leaves nothing."""
     training = [module for module in objective.model.modules() if module.training]
     objective.model.eval()
     try:
@@ -132,7 +133,7 @@ def _output(objective: Objective, inputs: Any) -> Any:
 
 
 def _check(inference: Callable[[], None]) -> None:
-    """Let an error of the model itself pass: it is no finding."""
+    """Let an error of the model itself pass, since it is not a finding."""
     try:
         inference()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Which functions of a model meet tangents, where, and how they carry them."""
+"""Which functions of a model meet tangents, where they do, and how they carry them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NO_ADVICE = "functions of PyTorch that docs/supported.md lists, or `perturb='we
 def find_functions(
     model: nn.Module, loss: Any, run: Callable[[], Any]
 ) -> tuple[tuple[Finding, ...], Exception | None]:
-    """The functions that meet dual tensors while something runs, with the modules that call them.
+    """The functions that meet dual tensors during a run, with the modules that call them.
 
     A function that can not carry tangents is noted, and the run goes on with a constant in place of
     its result, so that one run finds all of them.
@@ -43,8 +43,8 @@ def find_functions(
         run: Pushes tangents through model and loss.
 
     Returns:
-        The functions in the order of their first call, and an error that ended the run outside of
-        all functions that were noted.
+        The functions in the order of their first call. Then the error that ended the run, if it
+        came from none of these functions.
     """
     notes = _Notes(model, loss)
     error: Exception | None = None
@@ -59,7 +59,7 @@ def find_functions(
 
 
 class _Notes:
-    """What was seen so far."""
+    """The functions that were seen so far."""
 
     def __init__(self, model: nn.Module, loss: Any) -> None:
         named = {id(module): name for name, module in reversed(list(model.named_modules()))}
@@ -90,7 +90,7 @@ class _Notes:
 
     @contextmanager
     def of_modules(self) -> Iterator[None]:
-        """Know which module runs. Where an error ends a run, it stays known."""
+        """Keep track of the module that runs. It stays known after an error ends the run."""
 
         def enter(module: nn.Module, inputs: Any) -> None:
             if id(module) in self._names:
@@ -136,7 +136,7 @@ class _Notes:
         return out
 
     def add_error(self, error: Exception) -> None:
-        """Note an error that came from outside of all functions that are seen."""
+        """Note an error that came from none of the observed functions."""
         place = _place(error)
         if place is not None:
             self._advise(place, error)
@@ -158,7 +158,7 @@ class _Notes:
 
 
 def _reason_and_remedy(error: Exception) -> tuple[str, str]:
-    """What an error says, and what it advises; errors end in "Try ..."."""
+    """What an error says, and what it advises: errors end in "Try ..."."""
     text = " ".join(str(error).split()) or "no reason is given"
     reason, advises, remedy = text.partition(" Try ")
     name = type(error).__name__

@@ -1,4 +1,4 @@
-"""Safe remedies: they change how a model computes, and not what."""
+"""Safe remedies, which change how a model computes but not what it computes."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def repair(model: nn.Module, inference: Callable[[], Any] | None = None) -> tupl
     """Apply the safe remedies to a model, in place.
 
     - *Attention.* A model of `transformers` whose attention is a fused kernel, such as
-      ``flex_attention`` or ``flash_attention_2``, takes ``sdpa`` in its place, or ``eager``.
+      ``flex_attention`` or ``flash_attention_2``, changes to ``sdpa``, or else to ``eager``.
     - *Weight normalisation.* The hook of the deprecated ``torch.nn.utils.weight_norm`` becomes
       ``torch.nn.utils.parametrizations.weight_norm``. The hook leaves a tensor with a graph in the
-      module, so that a model that ran can not be copied, as `verify` may need. The parameters are
-      the same objects under other names, so that optimisers go on; the new form loads the
-      ``state_dict`` of the old one.
+      module. Nobody can then copy the model after a run, which `verify` may need to do. The
+      parameters stay the same objects under other names, so that optimisers still find them. The
+      new form loads the ``state_dict`` of the old one.
 
-    Everything else that was found to fail or to be slow needs no repair: recurrent layers, fused or
-    packed, and the fast path of ``nn.TransformerEncoder`` are handled by the library itself.
+    Nothing else needs a repair. The library itself handles recurrent layers, fused or packed, and
+    the fast path of ``nn.TransformerEncoder``.
 
     Args:
         model: The model.
-        inference: Returns the model's output. If it is given, a remedy that changes the output by
-            more than rounding is taken back.
+        inference: Returns the model's output. If it is given, `repair` takes back a change of
+            attention that changes the output by more than rounding.
 
     Returns:
-        What was done, with the modules' names.
+        What was done, with the names of the modules.
 
     Examples:
         >>> import warnings
@@ -54,7 +54,7 @@ def repair(model: nn.Module, inference: Callable[[], Any] | None = None) -> tupl
 
 
 def attention_to_repair(module: nn.Module) -> str | None:
-    """The name of a fused implementation of attention that a module can do without, if any."""
+    """The name of the fused attention that a module uses and can replace, if there is one."""
     found = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if not isinstance(found, str) or found in _FOLLOWED:
         return None
@@ -101,7 +101,7 @@ def _repaired_weight_norms(model: nn.Module) -> Iterator[str]:
 
 
 def _parametrize(module: nn.Module, hook: WeightNorm) -> None:
-    """The same parameters as those of a parametrization."""
+    """Turn the parameters of the hook into those of a parametrization."""
     name = hook.name
     gain, direction = (getattr(module, f"{name}_{end}") for end in "gv")
     delattr(module, name)

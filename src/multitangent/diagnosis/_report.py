@@ -18,8 +18,8 @@ class Finding:
 
     Attributes:
         function: Its name.
-        support: ``"rule"``: by a rule of its own. ``"fallback"``: through its backward, which is
-            right and slower. ``"unsupported"``: not at all.
+        support: ``"rule"`` if it has a rule of its own. ``"fallback"`` if tangents go through its
+            backward, which is right but slower. ``"unsupported"`` if it can not carry tangents.
         paths: The modules that call it, as in ``model.named_modules()``; ``"(model)"`` is the model
             itself and ``"(loss)"`` the loss.
         reason: Why it is not supported.
@@ -40,14 +40,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What the doctor found of a model.
+    """What the doctor found in a model.
 
     Attributes:
         functions: The functions that met tangents, in the order of their first call.
-        sites: What is perturbed, with its size: of a layer's output for one sample, or of a weight.
-        num_tangents: K, of the tangents that were asked for.
+        sites: What is perturbed, with its size: a layer's output for one sample, or a weight.
+        num_tangents: K, the number of tangents that the caller asked for.
         cost: What steps cost, if one can be taken.
-        fault: Why the self-test against backpropagation failed, or did not run; empty if it passed.
+        fault: Why the self-test against backpropagation failed or did not run. It is empty if the
+            test passed.
         notes: What to know about a model that passes.
         repairs: What `fix=True` has changed.
     """
@@ -91,7 +92,7 @@ class Report:
             yield f"repaired: {repair}"
         yield f"functions with a rule: {len(self._with('rule'))}"
         for title, findings in (
-            ("functions through their own backward: right, but slower", self.fallbacks),
+            ("functions that use their own backward: right, but slower", self.fallbacks),
             ("not supported", self.unsupported),
         ):
             if findings:

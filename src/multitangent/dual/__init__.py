@@ -12,7 +12,7 @@ from multitangent.dual._foreign_functions import foreign_functions
 from multitangent.dual._grad_mode import ObeyedGradMode, constant
 from multitangent.dual._graph import GRAPH_QUERIES
 from multitangent.dual._kernels import FASTER
-from multitangent.dual._linear_modules import register_linear_module
+from multitangent.dual._linear_modules import WrongTransposeError, register_linear_module
 from multitangent.dual._observed import Observer, observed_functions
 from multitangent.dual._registry import (
     COMPOSITES,
@@ -41,6 +41,7 @@ __all__ = [
     "ObeyedGradMode",
     "Observer",
     "Part",
+    "WrongTransposeError",
     "add",
     "add_to",
     "as_parameter",

@@ -257,7 +257,7 @@ def _leaves_last(items: tuple[Any, ...], ndim: int) -> bool:
 
 
 def _with_rows(through: Tensor | None, x: Tensor, t: Tensor | None) -> Tensor | None:
-    """``through + x W'^T``, added in place where both have equally many rows."""
+    """``through + x W'^T``, added in place if both have the same number of rows."""
     if t is None:
         return through
     if through is None or len(through) != len(t) or not through.is_contiguous():

@@ -1,4 +1,4 @@
-"""Looking on while functions meet dual tensors."""
+"""Observing the functions that meet dual tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Observer = Callable[[Function, Function, tuple[Any, ...], dict[str, Any]], Any]
 
 @contextmanager
 def observed_functions(observer: Observer) -> Iterator[None]:
-    """Inside this block an observer is asked for the value of every function of dual tensors.
+    """Ask an observer for the value of every function of dual tensors inside this block.
 
     Args:
-        observer: It is called as ``observer(compute, func, args, kwargs)``, and what it returns is
-            the value. ``compute(func, args, kwargs)`` is the value that there would be without it.
+        observer: It is called as ``observer(compute, func, args, kwargs)``, and returns the value.
+            ``compute(func, args, kwargs)`` is the value without an observer.
     """
     compute = DISPATCH[0]
     DISPATCH[0] = partial(observer, compute)

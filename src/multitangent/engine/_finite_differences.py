@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multitangent.engine._engine import Derivatives
-from multitangent.engine._split import SplitError, agree
+from multitangent.engine._split import SplitError, agree, losses_of_two_parts, unchanged
 from multitangent.objective import Evaluation, output_tensor
 from multitangent.perturbation import Inject, LazyRun, Run
 from multitangent.tangents import Needs, Tangents
@@ -41,6 +41,8 @@ class FiniteDifferences:
             for it. If not, they are the mean over the runs, which is off by ``e^2 v^T H v / 2``.
         is_plain: Whether parts of the batch certainly need nothing of the whole.
         starts_after: Whether every run begins with what modules keep after the run at w.
+        compares: Whether the first two parts are run as one, and have to give the same losses, if
+            the whole batch is not run.
 
     Raises:
         SplitError: If the parts give other losses than the whole batch, or fail where it does not.
@@ -56,6 +58,7 @@ class FiniteDifferences:
     primal_run: bool = True
     is_plain: bool = False
     starts_after: bool = False
+    compares: bool = False
 
     @torch.no_grad()
     def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
@@ -85,28 +88,41 @@ class FiniteDifferences:
             if is_split and not self.is_plain:
                 self._compare_parts(run, _numbers(whole))
             return _numbers(whole)
+        if is_split and self.compares:
+            self._compare_parts(run, _numbers(losses_of_two_parts(run, self.micro_batch)))
         if not self.primal_run:
             return None
         parts = run.batch.split(self.micro_batch)
-        return _joined([_losses(run.evaluate(part, _unchanged, self.statistics)) for part in parts])
+        return _joined([_losses(run.evaluate(part, unchanged, self.statistics)) for part in parts])
 
     def _compare_parts(self, run: Run, whole: Tensor) -> None:
         """Raise unless parts give the losses of the whole, begun with either state of modules."""
         for run.starts_after in {self.starts_after: None, True: None}:
             try:
-                losses = _joined(self._runs(run, _unchanged, _losses))
+                losses = _joined(self._runs(run, unchanged, _losses, len(whole)))
             except (torch.OutOfMemoryError, NotImplementedError):
                 raise
             except Exception as error:
                 raise SplitError(f"{type(error).__name__}: {error}") from error
-            if agree(losses, whole):
+            if agree(losses[: len(whole)], whole):
                 return
         raise SplitError("their losses differ from those of the whole batch")
 
-    def _runs(self, run: Run, inject: Inject, keep: Callable[[Evaluation], _Kept]) -> list[_Kept]:
-        """What is kept of every part of the batch, with something in place of perturbed values."""
+    def _runs(
+        self,
+        run: Run,
+        inject: Inject,
+        keep: Callable[[Evaluation], _Kept],
+        count: int | None = None,
+    ) -> list[_Kept]:
+        """What is kept of every part of the batch, with something in place of perturbed values.
+
+        If there is a `count`, only the parts with the first `count` samples run.
+        """
         evaluate = run.evaluate_lazily if isinstance(run, LazyRun) else run.evaluate
         parts = run.batch.split(self.micro_batch)
+        if count is not None:
+            parts = (part for part in parts if part.rows.start < count)
         return [keep(evaluate(part, inject, self.statistics)) for part in parts]
 
     def _pair(
@@ -179,11 +195,6 @@ def _displaced(
     return value + row * steps.reshape(-1, *[1] * (value.ndim - 1))
 
 
-def _unchanged(value: Tensor, name: str, samples: slice) -> Tensor:
-    """The value as it is: a model that asks for its graph hears that there is none."""
-    return value
-
-
 def _size(tangents: Tangents, k: int) -> Tensor:
     """The root mean square of the entries of tangent k that are not zero: ``[1]`` or ``[B]``."""
     squares, counts = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
@@ -208,7 +219,7 @@ def _losses(evaluation: Evaluation) -> Tensor:
 
 
 def _losses_alone(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-    """The losses, and nothing in place of an output that nobody needs."""
+    """The losses, and an empty tensor in place of an output that nobody needs."""
     losses = _losses(evaluation)
     return losses, losses[:0]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from multitangent.dual import Drawn, DualTensor, add_to, ordinary_afterwards, pad_rows, primal
 from multitangent.dual import tangents as tangents_of
 from multitangent.engine._engine import Derivatives
-from multitangent.engine._split import SplitError, agree
+from multitangent.engine._split import SplitError, agree, losses_of_two_parts
 from multitangent.objective import Evaluation, constant_loss, output_tensor
 from multitangent.perturbation import Inject, Run
 from multitangent.tangents import FactoredBlock, Needs, Tangents
@@ -33,17 +33,19 @@ class ForwardMode:
         micro_batch: How many samples are pushed at a time.
         is_plain: Whether parts of the batch certainly need nothing of the whole, so that weight
             perturbation can leave out the run of the whole batch.
+        compares: Whether the first two parts are then run as one, and have to give the same losses.
 
     Raises:
         SplitError: If the parts give other losses than the whole batch, or fail where it does not.
 
     Examples:
         >>> ForwardMode(8)
-        ForwardMode(micro_batch=8, is_plain=False)
+        ForwardMode(micro_batch=8, is_plain=False, compares=False)
     """
 
     micro_batch: int
     is_plain: bool = False
+    compares: bool = False
     statistics: ClassVar[Literal["frozen"]] = "frozen"
 
     @torch.no_grad()
@@ -68,6 +70,8 @@ class ForwardMode:
         self, run: Run, tangents: Tangents, inject: Inject, whole: Tensor | None
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """The parts, each run with what modules kept before the whole batch, or after it."""
+        if whole is None and self.compares:
+            whole = losses_of_two_parts(run, self.micro_batch)
         for run.starts_after in (False, True):
             try:
                 pushed = [
@@ -80,7 +84,8 @@ class ForwardMode:
                 if self.micro_batch >= run.batch.size:
                     raise
                 raise SplitError(f"{type(error).__name__}: {error}") from error
-            if whole is None or agree(torch.cat([losses for losses, *_ in pushed]), whole):
+            losses = torch.cat([losses for losses, *_ in pushed])
+            if whole is None or agree(losses[: len(whole)], whole):
                 return pushed
         raise SplitError("their losses differ from those of the whole batch")
 

@@ -45,6 +45,8 @@ class Trial:
         is_plain: Whether parts of a batch need nothing of the whole: no random numbers, no
             statistics, and nothing that modules keep from one run to the next.
         writes: Whether the model writes into parameters.
+        compares: Whether two parts are run as one and compared with the parts, if the whole batch
+            is not run because it may not fit.
     """
 
     micro_batch: int
@@ -54,6 +56,7 @@ class Trial:
     normalizes: bool = True
     is_plain: bool = False
     writes: bool = False
+    compares: bool = False
 
 
 def run_few(

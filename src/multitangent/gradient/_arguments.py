@@ -82,8 +82,10 @@ def check_options(
 
 def check_verify(verify: object) -> None:
     """Raise where `verify` is none of what it can be."""
-    if verify not in ("first", "always", False):
-        raise ValueError(f"`verify` should be 'first', 'always' or False. Found {verify!r}.")
+    if verify not in ("first", "always", "parts", False):
+        raise ValueError(
+            f"`verify` should be 'first', 'always', 'parts' or False. Found {verify!r}."
+        )
 
 
 def perturbation_of(perturb: Literal["activations", "weights"] | Perturbation) -> Perturbation:

@@ -10,7 +10,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from multitangent.dual import Factored
+from multitangent.dual import Factored, WrongTransposeError
 from multitangent.engine import (
     Backpropagation,
     Derivatives,
@@ -126,6 +126,8 @@ class Comparison:
             before.restore()
             again, _ = self._start()
             true = self._reference(again, tangents.blocks)
+        except WrongTransposeError as error:
+            raise VerificationError(str(error)) from error
         except Exception as error:
             raise NoReferenceError from error
         before.restore()
@@ -243,8 +245,8 @@ class Comparison:
         self, tangents: Tangents, found: Derivatives, gradients: Mapping[str, Tensor]
     ) -> None:
         per_sample = found.jvps.ndim == 2
-        if not self._differ(tangents, found, gradients, per_sample):
-            return
+        if not gradients or not self._differ(tangents, found, gradients, per_sample):
+            return  # there are no perturbed values if nothing is before an exact output
         end, place = "the loss", ""
         for name in reversed(list(gradients)):  # from the loss to the first fault before it
             place = f"between {name!r} and {end}" if per_sample else f"for the parameter {name!r}"

@@ -121,6 +121,7 @@ class DifferenceGradient(GradientEstimator):
             primal_run=self.primal_run or self._loss_is_trained,
             is_plain=trial.is_plain,
             starts_after=trial.writes,
+            compares=trial.compares,
         )
 
     def _learned(self, result: Step) -> dict[nn.Parameter, Tensor]:

@@ -28,9 +28,11 @@ from multitangent.gradient._assessment import Assessment, assess
 from multitangent.gradient._coefficients import Combination
 from multitangent.gradient._compiled import CompiledStep, compiled_step
 from multitangent.gradient._diagnostics import Diagnostics, diagnose
+from multitangent.gradient._grad import accumulate, hooked
+from multitangent.gradient._kinds import found_parameters, kind_of
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
-from multitangent.objective import Batch, Objective, shapes
+from multitangent.objective import Batch, Objective
 from multitangent.perturbation import Perturbation, Weights
 from multitangent.tangents import Needs, Normal, Stream, TangentSource
 
@@ -50,7 +52,7 @@ class GradientEstimator(ABC):
         store_tangents: bool = True,
         tangent_dtype: torch.dtype | None = None,
         compile: bool = False,
-        verify: Literal["first", "always", False] = "first",
+        verify: Literal["first", "always", "parts", False] = "first",
     ) -> None:
         check_kinds(tangents, aggregator)
         check_options(model, loss, seed, micro_batch, store_tangents, tangent_dtype, compile)
@@ -112,7 +114,7 @@ class GradientEstimator(ABC):
             loss = result.losses.sum() * self._objective.scale(batch)
         gradients = self._learned(result)
         for parameter, gradient in gradients.items():
-            _accumulate(parameter, gradient)
+            accumulate(parameter, gradient)
         self._last_step = result.combination, result.gram, fallbacks
         self._last_batch = batch, stream
         if result.tangents is not None:
@@ -132,7 +134,7 @@ class GradientEstimator(ABC):
         try:
             if (observation := result.observation) is not None:
                 self._source.update(observation)  # before hooks change the gradients
-            return {p: _hooked(p, gradient) for p, gradient in result.gradients.items()}
+            return {p: hooked(p, gradient) for p, gradient in result.gradients.items()}
         except BaseException:
             self._source.load_state_dict(before)
             raise
@@ -159,12 +161,13 @@ class GradientEstimator(ABC):
         refuse_backward_hooks(self._modules, self.model)
         if isinstance(self.loss, nn.Module):
             refuse_backward_hooks(list(self.loss.modules()), self.loss)
-        if self._found_parameters() != self._bound_to:
+        if found_parameters(self.model) != self._bound_to:
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
-        self._kind = self._kind_of(batch)
+        self._kind = kind_of(batch, self._modules, self._device)
         batch = replace(batch, shapes_of_few=self._trial(batch, stream).shapes)
-        if self.verify == "always" or (self.verify and self._kind not in self._verified):
+        is_new = self.verify == "first" and self._kind not in self._verified
+        if self.verify == "always" or is_new:
             trial = self._verified_trial(batch, stream, self._trials[self._kind])
             self._trials[self._kind] = trial
             self._verified.add(self._kind)
@@ -174,7 +177,8 @@ class GradientEstimator(ABC):
         """What the next step differentiates, with what is known about batches of its kind."""
         trial = self._trials[self._kind]
         if self._kind not in self._compared or self.verify == "always":
-            trial = replace(trial, is_plain=False)
+            compares = trial.is_plain and self.verify == "parts"
+            trial = replace(trial, is_plain=compares, compares=compares)
         return Problem(
             self._bound,
             self._source,
@@ -194,22 +198,13 @@ class GradientEstimator(ABC):
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
-        self._bound_to = self._found_parameters()
+        self._bound_to = found_parameters(self.model)
         self._sizes = None
         self._trials: dict[Any, Trial] = {}
         self._verified: set[Any] = set()
         self._compared: set[Any] = set()  # kinds whose parts gave the whole's losses
         self._graphs: dict[Any, CompiledStep | None] = {}
         self._bound = self.perturb.bind(self._objective)
-
-    def _found_parameters(self) -> list[tuple[int, bool]]:
-        """What the model's parameters are now, and which of them are trainable."""
-        return [
-            (id(parameter), parameter.requires_grad)
-            for module in self.model.modules()
-            for parameter in module._parameters.values()
-            if parameter is not None
-        ]
 
     @property
     def _device(self) -> torch.device:
@@ -223,13 +218,6 @@ class GradientEstimator(ABC):
                 trial = replace(trial, micro_batch=min(self.micro_batch, batch.size))
             self._trials[self._kind] = trial
         return self._trials[self._kind]
-
-    def _kind_of(self, batch: Batch) -> Any:
-        """What makes a model treat a batch differently: shapes, types, its modules and modes."""
-        device = self._device.type
-        cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        modes = tuple((module, module.training) for module in self._modules)
-        return shapes(batch), modes, cast
 
     def _compiled(self, problem: Problem, batch: Batch, stream: Stream) -> Step | None:
         """One step by a compiled graph, if that is wanted and possible."""
@@ -411,11 +399,7 @@ class GradientEstimator(ABC):
         self._source.load_state_dict(pytree.tree_map(here, dict(state.get("tangents", {}))))
 
     def __repr__(self) -> str:
-        loss = (
-            self.loss
-            if isinstance(self.loss, nn.Module)
-            else getattr(self.loss, "__name__", repr(self.loss))
-        )
+        loss = getattr(self.loss, "__name__", repr(self.loss))
         return (
             f"{type(self).__name__}({type(self.model).__name__}(...), {loss}, "
             f"tangents={self.tangents}, aggregator={self.aggregator}, perturb={self.perturb}, "
@@ -430,20 +414,3 @@ class GradientEstimator(ABC):
             for name, default in shown.items()
             if getattr(self, name) != default
         )
-
-
-def _hooked(parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-    """What the hooks of a parameter make of its gradient."""
-    gradient = gradient.to(parameter.dtype)
-    for hook in (parameter._backward_hooks or {}).values():
-        changed = hook(gradient)
-        gradient = gradient if changed is None else changed
-    return gradient
-
-
-def _accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Add to ``.grad``, as backpropagation does."""
-    if parameter.grad is None:
-        parameter.grad = gradient
-    else:
-        parameter.grad.add_(gradient)

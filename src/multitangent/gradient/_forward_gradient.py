@@ -40,6 +40,10 @@ class ForwardGradient(GradientEstimator):
         verify: ``"first"`` compares a few samples' derivatives with those of backpropagation at the
             first step of every kind of batch (its shapes and types, the modes of the modules),
             ``"always"`` at every step, ``False`` never. What differs is a `VerificationError`.
+            Parts of a batch have to give the losses of the whole, which runs once more for this,
+            without tangents. ``"parts"`` runs two parts as one in place of the whole, and compares
+            nothing else. It is for weights, if the whole does not fit into memory. It does not
+            notice what only larger batches do.
 
     Raises:
         ValueError: If an argument is out of range, or the model does not fit the perturbation.
@@ -65,4 +69,4 @@ class ForwardGradient(GradientEstimator):
     """
 
     def _engine(self, trial: Trial) -> Engine:
-        return ForwardMode(trial.micro_batch, trial.is_plain)
+        return ForwardMode(trial.micro_batch, trial.is_plain, trial.compares)

@@ -18,7 +18,7 @@ from multitangent.engine import (
     Trial,
 )
 from multitangent.gradient._comparison import Comparison, NoReferenceError, VerificationError
-from multitangent.gradient._step import Problem
+from multitangent.gradient._step import Problem, step
 from multitangent.objective import Batch, Objective, kept_parameters
 from multitangent.perturbation import BoundPerturbation
 from multitangent.tangents import Stream
@@ -67,13 +67,47 @@ def verify(
     """
     try:
         return _verify(problem, objective, engine, batch, stream, trial)
+    except _NotComparedError as error:
+        if error.is_of_step and not _runs(problem, objective, batch, stream):
+            return trial  # the step says so
+        warnings.warn(
+            f"`verify` could not compare the gradient with that of backpropagation, {error}",
+            stacklevel=5,
+        )
+        return trial
     except VerificationError:
-        with suppress(Exception):
+        with suppress(Exception):  # a model that does not run so has failed in its own precision
             exact = in_double_precision(objective)
             problem = replace(problem, perturbation=bind(exact))
             batch = exact.batch(*map_tensors(double, (batch.inputs, batch.target)))
             return _verify(problem, exact, engine, batch, stream, trial)
         raise
+
+
+class _NotComparedError(Exception):
+    """Neither a few samples nor the whole batch could be compared.
+
+    Attributes:
+        is_of_step: Whether the step itself may end in the same error.
+    """
+
+    def __init__(self, reason: str, *, is_of_step: bool) -> None:
+        super().__init__(reason)
+        self.is_of_step = is_of_step
+
+
+def _runs(problem: Problem, objective: Objective, batch: Batch, stream: Stream) -> bool:
+    """Whether the step succeeds, or goes on with other micro-batches."""
+    with objective.preserved(), kept_parameters(objective.model):
+        try:
+            step(problem, batch.copied(), stream)
+        except SplitError:
+            return True
+        except Exception:
+            return False
+        finally:
+            objective.release()
+    return True
 
 
 def in_double_precision(objective: Objective) -> Objective:
@@ -94,7 +128,7 @@ def _verify(
     stream: Stream,
     trial: Trial,
 ) -> Trial:
-    error: BaseException | None = None
+    failed = _NotComparedError("", is_of_step=True)
     for samples in (chosen(batch, trial), range(batch.size)):
         full_precision = torch.autocast(batch.device.type, enabled=False)
         with objective.preserved(), kept_parameters(objective.model), full_precision:
@@ -105,17 +139,18 @@ def _verify(
                 return _verified(problem, objective, engine, part, batch.size, stream, trial)
             except VerificationError:
                 raise
-            except NoReferenceError as found:
-                error = found.__cause__
-            except Exception:  # such as of a model for batches of one size only
-                error = None  # and of the whole batch, where the step will say so
-    if error is not None:
-        warnings.warn(
-            "`verify` could not compare the gradient with that of backpropagation, which ended in "
-            f"{type(error).__name__}: {error}",
-            stacklevel=7,
-        )
-    return trial
+            except NoReferenceError as error:
+                failed = _not_compared("which", error.__cause__)
+            except Exception as error:  # such as of a model for batches of one size only
+                failed = _not_compared("because the run for it", error, is_of_step=True)
+    raise failed
+
+
+def _not_compared(
+    what: str, error: BaseException | None, *, is_of_step: bool = False
+) -> _NotComparedError:
+    reason = f"{what} ended in {type(error).__name__}: {error}"
+    return _NotComparedError(reason, is_of_step=is_of_step)
 
 
 def chosen(batch: Batch, trial: Trial) -> tuple[int, ...]:

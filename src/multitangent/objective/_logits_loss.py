@@ -58,7 +58,8 @@ class LogitsLoss(nn.CrossEntropyLoss):
             return super().forward(logits.movedim(-1, 1), target)
         labels = target
         if self.shift:  # the last logits have no label, which saves a copy of the others
-            labels = F.pad(target[:, 1:], (0, 1), value=self.ignore_index)
+            of_axes = (0, 0) * (target.ndim - 2) + (0, 1)  # from the last axis to the second one
+            labels = F.pad(target[:, 1:].long(), of_axes, value=self.ignore_index)
         losses = super().forward(logits.flatten(0, -2), labels.flatten())
         if self.reduction != "none":
             return losses

@@ -147,7 +147,8 @@ class _Saved:
             small = len(value) <= _MOST_ITEMS
             self.copy = [_Saved(item) for item in value] if small else list(value)
         elif isinstance(value, set):
-            self.copy = frozenset(value)
+            changing = (item for item in value if isinstance(item, (Tensor, torch.Generator)))
+            self.copy = frozenset(value), [_Saved(item) for item in changing]
         elif isinstance(value, dict):
             small = len(value) <= _MOST_ITEMS
             self.copy = {k: _Saved(v) for k, v in value.items()} if small else dict(value)
@@ -170,9 +171,12 @@ class _Saved:
         elif isinstance(value, torch.Generator):
             value.set_state(copy)
         elif isinstance(value, set):
-            if value != copy:  # a set that is filled again may have another order
+            items, changing = copy
+            if value != items:  # a set that is filled again may have another order
                 value.clear()
-                value.update(copy)
+                value.update(items)
+            for item in changing:
+                item.put()
         else:
             value.clear()
             value.extend(_put(item) for item in copy)
@@ -198,8 +202,8 @@ class _Saved:
             )
         if isinstance(a, dict) and isinstance(b, dict):
             return list(a) == list(b) and all(_is_like(a[k], b[k], tolerance) for k in a)
-        if isinstance(a, frozenset) and isinstance(b, frozenset):
-            return len(a) == len(b) and _simple_items(a) == _simple_items(b)
+        if isinstance(a, tuple) and isinstance(b, tuple):
+            return len(a[0]) == len(b[0]) and _simple_items(a[0]) == _simple_items(b[0])
         if isinstance(self.value, (int, float, str)) and type(self.value) is type(other.value):
             return bool(self.value == other.value) or self.value != self.value
         return True

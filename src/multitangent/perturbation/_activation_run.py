@@ -185,7 +185,7 @@ class ActivationRun:
             raise ValueError(
                 "`sites` should have outputs that depend on the samples. Found none: "
                 f"{self._shared_outputs()}. Try `Activations(sites=[{self._next_place()}])` with "
-                "the first module behind them that does, such as the first block of a "
+                "the first module behind them whose output does, such as the first block of a "
                 "transformer, or `perturb='weights'`."
             )
         if self._needs_last_gradient and self.tangents.blocks:
@@ -223,11 +223,11 @@ class ActivationRun:
         found = ", ".join(f"{name!r} returns shape {shape}" for name, shape in shapes.items())
         return found or (
             "no site was called and returned a floating-point tensor; a model that calls "
-            "`module.forward(...)` passes its sites by"
+            "`module.forward(...)` skips its sites"
         )
 
     def _next_place(self) -> str:
-        """The first block of the model, if it is no site yet."""
+        """The first block of the model, if it is not a site yet."""
         name = first_block(self._objective.model)
         return "..." if name is None or name in {site.name for site in self._sites} else repr(name)
 

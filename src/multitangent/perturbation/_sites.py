@@ -29,11 +29,11 @@ class Site:
 def find_sites(model: nn.Module, names: Sequence[str] | None = None) -> list[Site]:
     """The sites of a model: the named ones, or the default.
 
-    By default, for an ``nn.Sequential`` each child with trainable parameters together with the
-    parameter-free ones after it. For another model the blocks that it repeats, such as those of a
-    transformer: the trainable ones, and the first if something before it is trained. Otherwise
-    every module with trainable parameters of its own and none in others inside it, and whole those
-    of PyTorch's own modules that have both (attention).
+    The default depends on the model. A site of an ``nn.Sequential`` is a child with trainable
+    parameters, together with the parameter-free ones after it. A model that repeats blocks, such as
+    a transformer, has the trainable blocks as sites, and also the first block if something before
+    it is trained. In other models a site is a module that has trainable parameters of its own and
+    none in modules inside it. PyTorch's own modules that have both (attention) are whole sites.
 
     Raises:
         ValueError: If a name is unknown, a site lies inside another, or there is none.
@@ -74,10 +74,10 @@ def _blocks(model: nn.Module) -> list[Site]:
 
 
 def _follows_trained(model: nn.Module, name: str, lists: Sequence[str]) -> bool:
-    """Whether something before a list of blocks is trained that no block holds.
+    """Whether something that no block holds is trained before a list of blocks.
 
-    The first block is a site then, frozen or not. Otherwise the graph that leads there would go on
-    through all frozen blocks to the first one that is trained.
+    The first block is then a site, even if it is frozen. Otherwise the graph of what is trained
+    would go on through all frozen blocks to the first one that is trained.
     """
     for found, parameter in model.named_parameters():
         if found.startswith(f"{name}."):

@@ -69,12 +69,25 @@ def _check(config: BenchConfig) -> None:
     for name in ("width", "batch", "num_tangents", "repeats"):
         if (value := getattr(config, name)) is not None and value < 1:
             raise ConfigError(f"`{name}` should be at least 1. Found {value}.")
+    _check_tuning(config)
     measured = {"compile": ("step", "cosine"), "keep_memory": ("step", "push", "cosine")}
     for option, measures in measured.items():
         if getattr(config, option) and config.measure not in measures:
             raise ConfigError(
                 f"`{option}` should go with {' or '.join(measures)}. Found {config.measure}, which "
                 "does not measure it."
+            )
+
+
+def _check_tuning(config: BenchConfig) -> None:
+    """Raise where an option is given that the measure would ignore."""
+    others = ("model", "width", "num_tangents", "share", "tangent_dtype")
+    ignored = others if config.measure == "tuning" else ("trained",)
+    for name in ignored:
+        if (value := getattr(config, name)) != getattr(BenchConfig, name):
+            raise ConfigError(
+                f"`{name}` should be left out for {config.measure}, which does not depend on it. "
+                f"Found {value!r}."
             )
 
 

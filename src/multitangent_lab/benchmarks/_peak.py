@@ -18,9 +18,9 @@ _Run = Callable[[BenchConfig, Any], object]
 def peak_mib(run: _Run, small: BenchConfig, config: BenchConfig, method: Any) -> float:
     """Peak memory in MiB of ``run(config, method)``, and of all that it makes.
 
-    On a CPU the resident memory of a fresh process, less that of the same process before the call;
-    on a GPU the allocated memory. The call with a small configuration comes beforehand, so that
-    what PyTorch loads at first use does not count.
+    On a CPU this is the resident memory of a fresh process, less its memory before the call. On a
+    GPU it is the allocated memory. A call with a small configuration comes first, so that what
+    PyTorch loads at first use does not count.
     """
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (run, small, config, method))

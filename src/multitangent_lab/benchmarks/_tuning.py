@@ -1,4 +1,4 @@
-"""Memory and time of a step that tunes a language model of GPT-2's shape, for every method."""
+"""Memory and time of a step that tunes a language model of the shape of GPT-2, by method."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OTHERS = ("inference", "backpropagation", "checkpointed backpropagation")
 
 @dataclass(frozen=True)
 class _Method:
-    """A way to take one step, with so many samples and tangents at a time."""
+    """A way to take one step, with a number of samples and tangents at a time."""
 
     name: str
     micro_batch: int
@@ -42,10 +42,10 @@ class _Method:
 def compare_tuning(config: BenchConfig) -> list[dict[str, Any]]:
     """One row for each method: the peak of a step in MiB, its time, and ratios to others.
 
-    Ratios are to methods of the same micro-batch; only steps of the whole batch at once are timed.
-    A step leads from a batch to the gradients; the memory counts the parameters, the batch and the
-    gradients. ``forward, first step`` is the step that is compared with backpropagation for a few
-    samples; no other is.
+    Ratios compare methods with the same micro-batch. Only steps of the whole batch at once are
+    timed. A step leads from a batch to the gradients. The memory counts the parameters, the batch
+    and the gradients. Only ``forward, first step`` is compared with backpropagation, for a few
+    samples.
     """
     methods = _methods(config)
     peaks = {str(m): peak_mib(_run, _small(config), config, m) for m in methods}
@@ -97,12 +97,11 @@ def _word(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Case:
-    """A language model of which some parameters are trained, and a batch of random tokens."""
+    """A language model with some trained parameters, and a batch of random tokens."""
 
     model: nn.Sequential
     tokens: Tensor
     labels: Tensor
-    trained: str
 
     def step(self, method: _Method) -> Callable[[], object]:
         """One step of a method."""
@@ -117,8 +116,8 @@ class _Case:
     def _gradient(self, method: _Method) -> GradientEstimator:
         size, count = method.micro_batch, method.num_tangents or 1
         if method.name == "MeZO":
-            return mezo(self.model, LogitsLoss(), micro_batch=size, verify=False)
-        options: dict[str, Any] = {"micro_batch": size, "verify": False}
+            return mezo(self.model, LogitsLoss(), micro_batch=size, verify="parts")
+        options: dict[str, Any] = {"micro_batch": size, "verify": "parts"}
         if method.name == "forward, first step":
             options["verify"] = "first"
         if method.name == "forward, bfloat16 tangents":
@@ -126,7 +125,7 @@ class _Case:
         source = LowRank(count) if method.tangents == "low rank" else Normal(count)
         perturb: Any = "weights"
         if method.name == "forward, activations":
-            perturb = Activations(recompute=True)
+            perturb = Activations(output="exact", recompute=True)
             options["store_tangents"] = False
         return ForwardGradient(self.model, LogitsLoss(), source, Projection(), perturb, **options)
 
@@ -140,7 +139,7 @@ class _Case:
             self._differentiate(self.model(x), y)
 
     def _checkpoint(self, size: int) -> None:
-        """Backpropagation that runs every block again, rather than keep what it computed."""
+        """Backpropagation that runs every block again, in place of keeping what it computed."""
         for x, y in self._parts(size):
             *blocks, last = self.model.children()
             block, *head = last.children()
@@ -166,7 +165,7 @@ def _make(config: BenchConfig) -> _Case:
         if config.trained == "adapters":
             add_lora(model, _RANK)
         tokens, labels = torch.randint(vocabulary, (2, config.batch or _BATCH, context))
-    return _Case(model.to(device), tokens.to(device), labels.to(device), config.trained)
+    return _Case(model.to(device), tokens.to(device), labels.to(device))
 
 
 def _small(config: BenchConfig) -> BenchConfig:

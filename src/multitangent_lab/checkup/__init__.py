@@ -1,4 +1,4 @@
-"""The command `multitangent doctor`: whose model, with which batch."""
+"""The command `multitangent doctor`, and the model and batch that it looks at."""
 
 from multitangent_lab.checkup._case import Case, make_case
 from multitangent_lab.checkup._command import run_doctor

@@ -36,10 +36,10 @@ class Case:
 
 
 def make_case(config: DoctorConfig, device: torch.device) -> Case:
-    """Returns what the doctor is to look at.
+    """Returns the model, batch and loss that the doctor looks at.
 
     Raises:
-        ConfigError: There is no such model, or it does not say what to run it on.
+        ConfigError: There is no such model, or its function returns no batch and loss.
 
     Examples:
         >>> case = make_case(DoctorConfig("gpt", batch_size=2, context=8), torch.device("cpu"))
@@ -91,5 +91,5 @@ def _own_case(config: DoctorConfig) -> Case:
     raise ConfigError(
         "`model` should name a function that returns a model, a batch and a loss. Found that "
         f"{config.model!r} returns {shown}. Try `return model, (inputs, target), "
-        "torch.nn.CrossEntropyLoss()`, or --data with the data of your own."
+        "torch.nn.CrossEntropyLoss()`, or --data with your own data."
     )

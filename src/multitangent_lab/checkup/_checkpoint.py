@@ -23,7 +23,7 @@ def load_checkpoint(folder: Path) -> nn.Module:
     Nothing is downloaded, and no code of the checkpoint is run.
 
     Raises:
-        ConfigError: `transformers` is not installed, or does not know such a model.
+        ConfigError: `transformers` is not installed, or does not know the model.
     """
     try:
         library = import_module("transformers")
@@ -61,7 +61,7 @@ def random_inputs(model: Any, count: int, context: int) -> dict[str, Tensor]:
         context: The number of tokens.
 
     Raises:
-        ConfigError: It takes something else.
+        ConfigError: The model takes something else.
     """
     config, name = model.config, model.main_input_name
     if name == "input_ids":
@@ -100,7 +100,7 @@ def random_target(
     if logits is None:
         raise ConfigError(
             "`model` should be a checkpoint of a model with a head, which returns logits. Found "
-            f"{type(model).__name__}. {_TRY}"
+            f"{type(model).__name__}, which returns none. {_TRY}"
         )
     return torch.randint(logits.shape[-1], logits.shape[:-1]), _cross_entropy
 

@@ -14,7 +14,7 @@ from multitangent_lab.config import DoctorConfig
 
 
 def run_doctor(config: DoctorConfig, *, json: bool) -> dict[str, Any]:
-    """Looks at a model, and prints what was found unless `json`."""
+    """Looks at a model, and prints what it finds unless `json`."""
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(auto if config.device == "auto" else config.device)
     with torch.random.fork_rng(devices=[]):
@@ -35,7 +35,7 @@ def run_doctor(config: DoctorConfig, *, json: bool) -> dict[str, Any]:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """A report as values that JSON has."""
+    """A report as values that JSON can hold."""
     expected = report.cost and asdict(report.cost.expected(report.num_tangents))
     return {
         "failed": not report.is_healthy,

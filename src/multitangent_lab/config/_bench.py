@@ -52,6 +52,6 @@ class BenchConfig:
     trained: Literal["adapters", "all"] = "adapters"
     """What tuning trains: LoRA adapters of rank 8, or all weights."""
     language_model: Suppress[tuple[int, int, int, int]] = (50257, 256, 768, 12)
-    """Possible tokens, tokens of a sample, width and blocks of the model that tuning takes."""
+    """Possible tokens, tokens per sample, width and blocks of the model that is tuned."""
     counts: Suppress[tuple[int, ...]] = (1, 2, 4, 8, 16, 32)
     """Numbers of tangents of the curves."""

@@ -13,7 +13,7 @@ from multitangent_lab.config._checks import check_fields
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Look whether a model fits, where it does not, and what a step costs; exit code 1 if not.
+    """Check if a model fits, where it does not, and what a step costs; exit code 1 if it fails.
 
     Examples:
         >>> DoctorConfig("resnet18").perturb
@@ -21,24 +21,24 @@ class DoctorConfig:
     """
 
     model: Positional[str] = "fc"
-    """fc, resnet18, vit or gpt, on random data; package.module:factory, whose function returns a
-    model, a batch of inputs and target, and a loss; or a folder with a checkpoint of transformers,
-    of which config.json is enough."""
+    """fc, resnet18, vit or gpt, on random data. Or package.module:factory, whose function returns a
+    model, a batch of inputs and target, and a loss. Or a folder with a checkpoint of transformers,
+    where config.json is enough."""
     data: str | None = None
-    """package.module:factory of a data set as for train; the other function then returns a model
-    alone."""
+    """package.module:factory of a data set, as for train. The function of the model then returns
+    only the model."""
     perturb: Literal["activations", "weights"] = "activations"
     """What is perturbed."""
     num_tangents: int = 16
     """Tangents per step, K."""
     batch_size: int = 4
-    """Samples of the runs."""
+    """Samples in each run."""
     width: int = 256
     """Width of the hidden layers of fc."""
     context: int = 16
-    """Tokens of a sample, for models of tokens."""
+    """Tokens per sample, for models that take tokens."""
     fix: bool = False
-    """Whether to apply the safe remedies first, to the model in memory, and say which."""
+    """Whether to first apply the safe remedies to the model in memory, and say which."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: on the GPU if there is one."""
     seed: int = 0

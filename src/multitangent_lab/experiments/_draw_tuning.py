@@ -1,4 +1,4 @@
-"""Validation loss against what was spent, drawn."""
+"""Curves of validation loss against forward passes and seconds."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def label(method: str, num_tangents: int, guess: bool, optimizer: str) -> str:
 
 
 def draw_curves(runs: Mapping[tuple[Any, ...], Sequence[Sequence[Row]]], path: Path) -> None:
-    """Draws the mean over the seeds, and from the least to the most, as a PNG with two panels.
+    """Draws the mean over the seeds, and the range from least to most, as a PNG with two panels.
 
     Args:
-        runs: For every method, K, guess and optimiser the rows of one run a seed.
+        runs: The rows of one run per seed, for every method, K, guess and optimiser.
         path: Where to write the picture.
     """
     figure = Figure(figsize=(13, 5), dpi=150, layout="constrained")
@@ -65,7 +65,7 @@ def draw_curves(runs: Mapping[tuple[Any, ...], Sequence[Sequence[Row]]], path: P
 
 
 def _plot(axes: Axes, spent: str, key: tuple[Any, ...], runs: Sequence[Sequence[Row]]) -> None:
-    """As far as none of the runs has diverged."""
+    """Draw one curve, up to the first point where a run has diverged."""
     method, num_tangents, guess, optimizer = key
     points = [
         rows

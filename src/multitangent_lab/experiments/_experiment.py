@@ -62,8 +62,8 @@ class Experiment:
         run: From a cell to its rows.
         draw: From the rows of all cells that have ended to the pictures and further tables.
         claims: From the same rows to what they say about the paper.
-        further: Cells that depend on the results so far; one is asked for when the one before it
-            has been run, or is left to another process.
+        further: Cells that depend on the results so far. The next one is asked for after the one
+            before it has run, or is left to another process.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""A language model tuned by adapters to another kind of text, with one gradient, as a cell."""
+"""A cell that tunes a language model to another kind of text by adapters, with one gradient."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Base(Cell):
 
 @dataclass(frozen=True)
 class Tuning(Cell):
-    """A base model tuned to Python's standard library, as far as so many forward passes go.
+    """A base model tuned to Python's standard library, with a budget of forward passes.
 
     Args:
         method: How the gradient is obtained; `"mean"` and `"projection"` push several tangents.
         num_tangents: K.
         guess: Whether the last of the K tangents is the running mean of the gradients so far. Then
-            `"mean"` takes what is along it exactly, and the mean of the others on the rest.
+            `"mean"` takes the part along it exactly, and the mean of the others for the rest.
         optimizer: `"sgd"`, without momentum, or `"adam"`.
         learning_rate: Of the optimiser, constant.
         seed: Of the adapters, the order of the data and the tangents.
@@ -63,8 +63,8 @@ class Tuning(Cell):
         batch_size: Windows of a step.
         rank: Of the adapters.
         points: How often the model is validated, beside the start.
-        validation: With how many windows.
-        width: Of the base model, as its further settings.
+        validation: The number of windows of a validation.
+        width: Of the base model, as are the settings below.
         blocks: Of the base model.
         context: Of the base model.
         base_steps: Of the base model.
@@ -93,10 +93,10 @@ class Tuning(Cell):
 
 
 def passes_per_step(method: Method, num_tangents: int) -> int:
-    """What a step costs, in forward passes of its batch, by the count of operations.
+    """What a step costs in forward passes of its batch, counted by operations.
 
-    Each tangent costs as much as the values, for its way through a layer is the same product. The
-    two runs of finite differences are two forward passes. A backward pass counts as two.
+    Each tangent costs as much as the values, because both go through the same product in a layer.
+    The two runs of finite differences are two forward passes. A backward pass counts as two.
 
     Examples:
         >>> passes_per_step("mezo", 1), passes_per_step("single", 1), passes_per_step("mean", 16)
@@ -112,8 +112,8 @@ def passes_per_step(method: Method, num_tangents: int) -> int:
 def run(cell: Tuning, context: Context) -> list[Row]:
     """One row at the start, and one whenever a further share of the forward passes is spent.
 
-    A run whose loss is no longer finite, or has doubled, ends and says so in `diverged`. The
-    seconds are the processor's time for the steps alone: with one thread, what they take on a
+    A run ends if its loss is no longer finite or has doubled, and says so in `diverged`. The
+    seconds are the processor time of the steps alone. With one thread, this is their time on a
     machine that does nothing else.
     """
     context.store.obtain(cell.base, lambda base: _base_row(base, context))
@@ -170,7 +170,7 @@ def _optimizer(cell: Tuning, model: nn.Module) -> torch.optim.Optimizer:
 def _take_step(
     gradient: Gradient, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor
 ) -> bool:
-    """Whether the loss was finite."""
+    """Take one step, and return whether the loss was finite."""
     optimizer.zero_grad()
     try:
         loss = gradient(inputs, targets)
@@ -188,7 +188,7 @@ def _batches(windows: Windows, size: int, seed: int) -> Iterator[tuple[Tensor, T
 
 
 def _spread(windows: Windows, count: int) -> tuple[Tensor, Tensor]:
-    """At most `count` windows from all over a text."""
+    """At most `count` windows, spread evenly over a text."""
     return windows[torch.linspace(0, len(windows) - 1, min(count, len(windows))).long()]
 
 
@@ -201,7 +201,7 @@ def mean_loss(model: nn.Module, windows: tuple[Tensor, Tensor]) -> float:
 
 
 def tuned_model(cell: Tuning, context: Context) -> nn.Module:
-    """The base model with adapters that do not do anything yet."""
+    """The base model with adapters that have no effect yet."""
     model = _base_model(cell.base, context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
@@ -209,9 +209,9 @@ def tuned_model(cell: Tuning, context: Context) -> nn.Module:
 
 
 def _base_model(base: Base, context: Context) -> nn.Module:
-    """The trained model, from the folder of what is needed only while cells run.
+    """The trained model, from the folder that is needed only while cells run.
 
-    Where it is not there, it is trained anew: the weights are a function of the cell.
+    If it is not there, it is trained again. The weights depend on the cell alone.
     """
     path = context.store.work_folder / f"base-{base.key}.pt"
     model = _new_model(base)
@@ -232,7 +232,7 @@ def _new_model(base: Base) -> nn.Sequential:
 
 
 def _train(model: nn.Module, base: Base, path: Path) -> None:
-    """AdamW with a learning rate that falls to zero."""
+    """Train a model by AdamW, with a learning rate that falls to zero."""
     text = load_text(path, level="byte", context=base.context)
     gradient = Backpropagation(model, next_token_loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

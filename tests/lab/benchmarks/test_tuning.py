@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from multitangent_lab.benchmarks import _tuning
 from multitangent_lab.benchmarks._command import run_bench
-from multitangent_lab.benchmarks._tuning import _make, _methods, compare_tuning
+from multitangent_lab.benchmarks._tuning import _make, _methods, _run, compare_tuning, peak_mib
 from multitangent_lab.config import BenchConfig
+from multitangent_lab.training import ConfigError
 
 TINY = BenchConfig(measure="tuning", batch=2, repeats=1, device="cpu", language_model=(40, 6, 8, 3))
 
@@ -34,7 +35,9 @@ def test_a_row_for_every_method_with_ratios_of_equal_micro_batch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sizes = iter(range(100, 200))
-    monkeypatch.setattr(_tuning, "peak_mib", lambda *_: float(next(sizes)))
+    monkeypatch.setattr(
+        "multitangent_lab.benchmarks._tuning.peak_mib", lambda *_: float(next(sizes))
+    )
     rows = compare_tuning(TINY)
     assert [row["peak_mib"] for row in rows] == [100.0 + i for i in range(len(rows))]
     forward = {
@@ -51,17 +54,27 @@ def test_a_row_for_every_method_with_ratios_of_equal_micro_batch(
 def test_the_peak_of_a_process_of_its_own(tmp_path: Path) -> None:
     method = next(m for m in _methods(TINY) if m.name == "inference")
     large = BenchConfig(batch=1, device="cpu", language_model=(20_000, 8, 256, 2))
-    peak = _tuning.peak_mib(_tuning._run, TINY, large, method)
+    peak = peak_mib(_run, TINY, large, method)
     assert 25 < peak < 80  # the weights alone are 26 MiB
 
 
 def test_the_command_stores_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_tuning, "peak_mib", lambda *_: 1.0)
+    monkeypatch.setattr("multitangent_lab.benchmarks._tuning.peak_mib", lambda *_: 1.0)
     run_bench(replace(TINY, out=tmp_path / "tuning.json"), json=True)
     stored = json.loads((tmp_path / "tuning.json").read_text())
     assert stored["trained"] == "adapters"
     assert "width" not in stored and stored["language_model"] == [40, 6, 8, 3]
     assert (tmp_path / "tuning.csv").read_text().count("\n") == len(stored["rows"]) + 1
+
+
+@pytest.mark.parametrize(
+    ("measure", "option"),
+    [("tuning", {"width": 64}), ("tuning", {"num_tangents": 3}), ("step", {"trained": "all"})],
+)
+def test_options_that_would_be_ignored_are_refused(measure: str, option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(ConfigError, match=f"`{name}` should be left out for {measure}"):
+        run_bench(BenchConfig(measure=measure, **option), json=True)  # type: ignore[arg-type]
 
 
 def _with(trained: str) -> BenchConfig:

@@ -73,7 +73,9 @@ def test_cases_are_those_of_the_table():
     assert len(set(function_rates.cases())) == 3 * 4 * 4 * 2
 
 
-@pytest.mark.parametrize("study", ["function-rates", "network-rates", "guesses", "running-mean"])
+@pytest.mark.parametrize(
+    "study", ["function-rates", "network-rates", "guesses", "running-mean", "adapters"]
+)
 def test_stored_cells_are_those_of_the_study(study):
     folder = ROOT / "results" / "studies" / study
     cells = {cell.key for cell in experiment_of(study).cells(False, False)}

@@ -65,7 +65,7 @@ def _multiply(out: Tensor, input: Any, other: Any) -> Tensor | Product:
 
 
 def _product_of(x: Any, y: Any, out: Tensor) -> Product | None:
-    """The tangents of ``x y``, computed later where either is a product already."""
+    """The tangents of ``x y``, computed later if one of the two is already a product."""
     if type(x) is not DualTensor or type(y) is not DualTensor:
         return None
     if not (x.is_pending or y.is_pending) or not x.shape == y.shape == out.shape:
@@ -74,7 +74,7 @@ def _product_of(x: Any, y: Any, out: Tensor) -> Product | None:
 
 
 def _times_own(x: DualTensor, factor: Tensor) -> Product:
-    """The tangents of `x` times a tensor that others may write into before they are computed."""
+    """The tangents of `x` times a tensor that others may write into before it is used."""
     product = x.product
     is_kept = any(weight is None for _, weight in product.terms)
     return product.times(factor.clone() if is_kept else factor)

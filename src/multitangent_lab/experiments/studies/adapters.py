@@ -26,7 +26,7 @@ EXTENSIONS = 3  # rates tried beyond those three, at most
 
 @dataclass(frozen=True)
 class Contender:
-    """A gradient with its optimiser, and the learning rate around which its own is searched."""
+    """A gradient with its optimiser, and the learning rate around which the search starts."""
 
     method: Method
     num_tangents: int
@@ -47,7 +47,7 @@ class Contender:
         )
 
     def rates(self) -> list[float]:
-        """Those tried at least, in rising order."""
+        """The learning rates that are always tried, in rising order."""
         return [self.rate / FACTOR, self.rate, self.rate * FACTOR]
 
 
@@ -79,10 +79,10 @@ def cells() -> Iterator[Tuning]:
 
 
 def further(store: Store) -> Iterator[Tuning]:
-    """Learning rates beyond one that is best at an edge, and the other seeds at the best one.
+    """Learning rates beyond a best one at an edge, and then the other seeds at the best one.
 
-    A cell that was not run when the next is asked for ends its contender's part: others are at work
-    on it, and go on from there.
+    If a cell has not run when the next one is asked for, its contender ends here. Other processes
+    work on the cell, and go on from there.
     """
     for contender in CONTENDERS:
         yield from _further(contender, store)
@@ -102,7 +102,7 @@ def _further(contender: Contender, store: Store) -> Iterator[Tuning]:
 
 
 def _best(contender: Contender, rates: Sequence[float], store: Store) -> float | None:
-    """The rate of the least loss at the end; `None` if some have not been run."""
+    """The rate with the least loss at the end, or `None` if some rates have not run."""
     losses = {rate: final_loss(store.rows([contender.at(rate)])) for rate in rates}
     if None in losses.values():
         return None
@@ -110,7 +110,7 @@ def _best(contender: Contender, rates: Sequence[float], store: Store) -> float |
 
 
 def final_loss(rows: Sequence[Row]) -> float | None:
-    """What a run ended with: infinite if it diverged, `None` if there are no rows."""
+    """The loss at the end of a run: infinite if it diverged, `None` if there are no rows."""
     if not rows:
         return None
     return inf if rows[-1]["diverged"] else float(rows[-1]["validation_loss"])
@@ -123,7 +123,7 @@ _OF_A_RUN = tuple(field.name for field in fields(Tuning))
 
 
 def chosen(rows: Sequence[Row]) -> Runs:
-    """For every contender the runs, one a seed, with the rate that is best for the first seed."""
+    """The runs of every contender, one per seed, with the rate that is best for the first seed."""
     runs: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         runs.setdefault(tuple(row[name] for name in _OF_A_RUN), []).append(row)
@@ -140,7 +140,7 @@ def chosen(rows: Sequence[Row]) -> Runs:
 
 
 def draw(rows: list[Row], folder: Path) -> None:
-    """The table of where each contender ends, and the curves."""
+    """Writes a table of where each contender ends, and draws the curves."""
     runs = chosen(rows)
     base = Store(folder).rows([SETTING.base])
     write_text(folder / "summary.md", _table(runs, base))
