@@ -50,7 +50,7 @@ def every_first_axis_is_the_batch(monkeypatch):
 
 def what_follows_the_last_site_is_forgotten(monkeypatch):
     monkeypatch.setattr(
-        "multitangent.perturbation._pullback.LocalPullback.end", lambda self, losses: None
+        "multitangent.perturbation._pullback.LocalPullback.end", lambda self, losses, watched: None
     )
 
 

@@ -20,8 +20,6 @@ from multitangent._deferred_checks import tracing
 
 _SMALL = 2**21  # multiplications below which the choice does not matter
 
-_NARROW = 1024  # columns up to which BLAS was the faster one for gradients of weights
-
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` in the type of `x`; autograd does not see it."""
@@ -60,14 +58,9 @@ class _Linear(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         return (
             linear(gradient, weight.t()) if wanted[0] else None,
-            _weight_gradient(rows, x.reshape(-1, x.shape[-1])) if wanted[1] else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if wanted[1] else None,
             rows.sum(0) if wanted[2] else None,
         )
-
-
-def _weight_gradient(rows: Tensor, x: Tensor) -> Tensor:
-    """``rows^T x``. oneDNN reorders both, which takes longer than BLAS where `x` is narrow."""
-    return linear(rows.t(), x.t()) if x.shape[-1] > _NARROW else rows.t() @ x
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:

@@ -100,10 +100,14 @@ def _add_tangents(tangents: Tangents, value: Tensor, name: str, samples: slice) 
     if block.request.batch is None and not block.is_stored:
         draw = Drawn(lambda: _aligned(block.rows(), value.ndim), block.dtype)
         return DualTensor.deferred(value, draw)
-    rows = _aligned(block.rows(samples), value.ndim)
-    if isinstance(value, DualTensor):
-        return DualTensor(value.primal, add_to(value, rows))
-    return DualTensor(value, rows)
+
+    def total() -> Tensor:
+        rows = _aligned(block.rows(samples), value.ndim)
+        return add_to(value, rows) if isinstance(value, DualTensor) else rows
+
+    if block.may_be_unused:
+        return DualTensor.deferred(primal(value), Drawn(total, block.dtype))
+    return DualTensor(primal(value), total())
 
 
 def _aligned(rows: Tensor, ndim: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from multitangent.aggregation import Aggregator, Projection
 from multitangent.dual import record_fallbacks
-from multitangent.engine import Engine, NoDerivatives, SplitError, Trial, run_few
+from multitangent.engine import Engine, SplitError, Trial, run_few
 from multitangent.gradient._along import Line, line
 from multitangent.gradient._arguments import (
     check_kinds,
@@ -34,7 +34,7 @@ from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
 from multitangent.objective import Batch, Objective
 from multitangent.perturbation import Perturbation, Weights
-from multitangent.tangents import Needs, Normal, Stream, TangentSource
+from multitangent.tangents import Normal, Stream, TangentSource
 
 
 class GradientEstimator(ABC):
@@ -84,13 +84,7 @@ class GradientEstimator(ABC):
     def _verified_trial(self, batch: Batch, stream: Stream, trial: Trial) -> Trial:
         """What is known about batches of this kind, after a comparison that may find faults."""
         return verify(
-            self._problem(),
-            self.perturb.bind,
-            self._objective,
-            self._needed_engine,
-            batch,
-            stream,
-            trial,
+            self._problem(), self.perturb.bind, self._objective, self._engine, batch, stream, trial
         )
 
     def __call__(self, inputs: Any, target: Any = None) -> Tensor:
@@ -183,18 +177,10 @@ class GradientEstimator(ABC):
             self._bound,
             self._source,
             self.aggregator,
-            self._needed_engine(trial),
+            self._engine(trial),
             self.store_tangents,
             self.tangent_dtype,
         )
-
-    def _needed_engine(self, trial: Trial) -> Engine:
-        """The engine, or none where neither the aggregator nor the source needs derivatives."""
-        engine = self._engine(trial)
-        learns = self._source.needs(self.step) & Needs.OUTPUT_TANGENTS
-        if self.aggregator.needs_derivatives or learns:
-            return engine
-        return NoDerivatives(engine.statistics)
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
@@ -325,9 +311,7 @@ class GradientEstimator(ABC):
         """
         with record_fallbacks():
             problem, batch, stream = self.prepare(inputs, target)
-            # What guesses hold is measured, also where the step itself measures nothing.
-            problem = replace(problem, engine=self._engine(self._trials[self._kind]))
-            prepared = problem, batch, stream
+            prepared = replace(problem, measures=True), batch, stream
             with self._objective.preserved():
                 result = self._eager(*prepared)
             sites = self._bound.parameters_by_site()

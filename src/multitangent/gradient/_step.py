@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multitangent.aggregation import Aggregator
-from multitangent.engine import Engine, precision_of
+from multitangent.engine import Engine, NoDerivatives, precision_of
 from multitangent.gradient._coefficients import Combination, combine
 from multitangent.objective import Batch
 from multitangent.perturbation import Run
@@ -46,7 +46,7 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
         problem.source, stream, store=problem.store_tangents, dtype=problem.tangent_dtype
     )
     run = problem.perturbation(batch, stream, tangents)
-    losses, jvps, output_tangents = problem.engine(run, tangents)
+    losses, jvps, output_tangents = problem.engine_of_step(tangents)(run, tangents)
     with torch.autocast(jvps.device.type, enabled=False):
         gram, jvps = problem.reduce(tangents.gram().to(jvps.device), jvps)
         combination = combine(
@@ -88,6 +88,7 @@ class Problem:
         store_tangents: Whether tangents are kept, or drawn again where they are needed.
         tangent_dtype: The type in which tangents are carried, by default the perturbed value's.
         reduce: From the Gram matrix and directional derivatives of this process to those of all.
+        measures: Whether directional derivatives are obtained where nothing needs them.
     """
 
     perturbation: Callable[[Batch, Stream, Tangents], Run]
@@ -97,6 +98,14 @@ class Problem:
     store_tangents: bool = True
     tangent_dtype: torch.dtype | None = None
     reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _local
+    measures: bool = False
+
+    def engine_of_step(self, tangents: Tangents) -> Engine:
+        """The engine, or none where neither the aggregator nor the source needs derivatives."""
+        learns = tangents.needs & Needs.OUTPUT_TANGENTS
+        if self.measures or self.aggregator.needs_derivatives or learns:
+            return self.engine
+        return NoDerivatives(self.engine.statistics)
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,13 @@ class Ending:
         site: The site whose output stays in the graph of the loss; ``None`` if the last site's
             output is the model's.
         value: The name of the last perturbed value, as far as a source needs its gradient.
+        output: The name of what the last run returned, if that was the output of a site.
     """
 
     is_known: bool = False
     site: str | None = None
     value: str | None = None
+    output: str | None = None
 
 
 class _OtherEndError(Exception):
@@ -271,8 +273,8 @@ class ActivationRun:
     def _without_last_injection(self, output: Any) -> Any:
         """The model's output as it was before the last site's tangents were added."""
         last = self._last
+        assert self._ending is not None
         if last is None or output is not last.after or primal(output)._version != last.version:
-            assert self._ending is not None
             may_go_on = not self._ending.is_known and not self._pullback.recompute
             if last is not None and may_go_on:
                 self._ending.site = last.name
@@ -283,6 +285,7 @@ class ActivationRun:
                 "last site that ends in the model's output."
             )
         del self.tangents.blocks[last.name]
+        self._ending.output = last.name
         return last.before
 
     def is_perturbed(self, name: str, value: Tensor) -> bool:
@@ -334,7 +337,7 @@ class ActivationRun:
                 f"Found shape {list(value.shape)} at {name!r}. Try `Activations(sites=[...])` with "
                 "modules around it, or `perturb='weights'`."
             )
-        self.tangents.add(
+        block = self.tangents.add(
             name,
             primal(value),
             value.shape[1:],
@@ -342,6 +345,7 @@ class ActivationRun:
             target=self.batch.target,
             loss=self._objective.loss,
         )
+        block.may_be_unused = self._ending is not None and name == self._ending.output
 
 
 class _Recorder(Visitor):

@@ -157,7 +157,7 @@ def _pulled_back(
     scale: float,
     *,
     keep: bool = False,
-) -> dict[nn.Parameter, Tensor]:
+) -> dict[Any, Tensor]:
     names = [n for n, output in outputs.items() if output.requires_grad and n in gradients]
     with without_hooks(parameters):
         try:

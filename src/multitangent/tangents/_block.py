@@ -23,9 +23,11 @@ class Block(ABC):
 
     Attributes:
         is_stored: Whether the tangents are kept from the first use on.
+        may_be_unused: Whether the tangents should wait for their first use.
     """
 
     is_stored: bool
+    may_be_unused = False
 
     def __init__(
         self, source: TangentSource, request: Request, dtype: torch.dtype | None = None
