@@ -3,6 +3,7 @@
 from multitangent.tangents._basis import StandardBasis
 from multitangent.tangents._block import Block
 from multitangent.tangents._blocks import Tangents
+from multitangent.tangents._every import Every
 from multitangent.tangents._factored_block import FactoredBlock
 from multitangent.tangents._feedback import Feedback
 from multitangent.tangents._guesses import GuessSource, StatefulSource, guess_block
@@ -25,6 +26,7 @@ __all__ = [
     "Block",
     "Cone",
     "DenseBlock",
+    "Every",
     "FactoredBlock",
     "Feedback",
     "GuessSource",
