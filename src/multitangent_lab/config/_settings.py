@@ -12,7 +12,7 @@ from multitangent_lab.config._checks import check_fields
 AT_LEAST = dict.fromkeys(
     (
         "width", "hidden_layers", "num_tangents", "images", "batch_size", "epochs", "patience",
-        "context", "embedding", "heads",
+        "context", "embedding", "heads", "estimates",
     ),
     1,
 ) | {"seed": 0, "blocks": 2}  # fmt: skip

@@ -192,6 +192,9 @@ class CompareConfig(Settings):
         "informed",
     )
     """The gradients to compare."""
+    estimates: Suppress[int] = 8
+    """How many estimates of one batch are averaged once an epoch, to tell a bias from noise; 1:
+    none are."""
 
     def resolved(self) -> "CompareConfig":
         """Returns an equal configuration in which the folder is filled in."""

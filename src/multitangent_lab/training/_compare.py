@@ -68,13 +68,15 @@ def compare(
     config = config.resolved()
     folder = Path(config.run_dir or ".")
     runs = config.runs()
-    results = tuple(train(run, [*callbacks(run), _quality_file(run)]) for run in runs)
+    results = tuple(
+        train(run, [*callbacks(run), QualityFile(_quality(run), config.estimates)]) for run in runs
+    )
     comparison = Comparison(run_dir=folder, results=results)
     width = f" of width {config.width}" if config.model == "fc" else ""
     title = f"{config.model}{width} on {config.data_name}"
     curves = {run.label: result.metrics() for run, result in zip(runs, results, strict=True)}
     draw_curves(curves, folder / "curves.png", title, loss_unit=config.loss_unit)
-    assessed = {run.label: _quality_file(run).path for run in runs}
+    assessed = {run.label: _quality(run) for run in runs}
     tables = {label: read_csv(path) for label, path in assessed.items() if path.exists()}
     if tables:
         draw_quality(tables, folder / "quality.png", title)
@@ -82,5 +84,5 @@ def compare(
     return comparison
 
 
-def _quality_file(run: TrainConfig) -> QualityFile:
-    return QualityFile(Path(run.run_dir or ".") / "quality.csv")
+def _quality(run: TrainConfig) -> Path:
+    return Path(run.run_dir or ".") / "quality.csv"
