@@ -1,7 +1,7 @@
 """The quality of gradients, drawn."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,8 +39,11 @@ def draw_quality(runs: Mapping[str, "DataFrame"], path: Path, title: str = "") -
         figure.suptitle(title)
     for row, quantity in zip(panels, shown, strict=True):
         for axes, run in zip(row, runs.values(), strict=True):
-            place = "span of" if quantity == "captured" else "parameters of site"
-            _lines(axes, run[run["quantity"] == quantity], place)
+            is_share = quantity == "captured"
+            of_places = run[run["quantity"] == (quantity if is_share else "cosine")]
+            places = [place for place in of_places["place"].unique() if place != "all"]
+            kind = "span of" if is_share else "parameters of site"
+            _lines(axes, run[run["quantity"] == quantity], places, kind)
         row[0].set_ylabel(_label(quantity, runs))
         values = [v for run in runs.values() for v in run.loc[run["quantity"] == quantity, "value"]]
         row[0].set_ylim(min(0.0, *values) - 0.02, 1.02)  # the panels of a row share it
@@ -64,8 +67,7 @@ def _label(quantity: str, runs: Mapping[str, "DataFrame"]) -> str:
     return _LABELS[quantity].format(count)
 
 
-def _lines(axes: Axes, table: "DataFrame", title: str) -> None:
-    places = [place for place in table["place"].unique() if place != "all"]
+def _lines(axes: Axes, table: "DataFrame", places: Sequence[str], title: str) -> None:
     colours = matplotlib.colormaps["viridis"]
     for i, (place, style) in enumerate(zip(places, cycle(_STYLES))):
         rows = table[table["place"] == place]
