@@ -28,6 +28,17 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     return pytree.tree_map(mapped, value)
 
 
+def copied(value: Any, device: torch.device) -> Any:
+    """A structure of the same kind, of copies on a device; single numbers stay where they are."""
+
+    def copy_of(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(device if leaf.ndim else leaf.device, copy=True)
+
+    return pytree.tree_map(copy_of, value)
+
+
 def leaves_of(value: Any) -> Iterator[Any]:
     """What a structure holds that is no structure itself, in the order of `map_tensors`."""
     for leaf in pytree.tree_leaves(value):

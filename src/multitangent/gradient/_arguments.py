@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -85,6 +85,24 @@ def check_verify(verify: object) -> None:
     if verify not in ("first", "always", "parts", False):
         raise ValueError(
             f"`verify` should be 'first', 'always', 'parts' or False. Found {verify!r}."
+        )
+
+
+def check_repeats(repeats: object) -> None:
+    """Raise where a number of estimates is none."""
+    if type(repeats) is not int or repeats < 1:
+        raise ValueError(
+            f"`repeats` should be an integer of at least 1. Found {repeats!r}. Try repeats=16."
+        )
+
+
+def check_state(state: Mapping[str, Any], tangents: TangentSource) -> None:
+    """Raise where a saved state is that of other tangents."""
+    source = state.get("source", repr(tangents))  # older states do not say
+    if source != repr(tangents):
+        raise ValueError(
+            f"`state` should be that of a gradient with the tangents {tangents!r}. Found {source}. "
+            "Try ForwardGradient with those."
         )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from multitangent.aggregation import Projection
 from multitangent.engine import Backpropagation
+from multitangent.gradient._bias import Sums
+from multitangent.gradient._redrawn_source import RedrawnSource
 from multitangent.gradient._step import Problem, Step
 from multitangent.objective import Batch, Objective
 from multitangent.tangents import Stream, Tangents, TangentSource
@@ -17,32 +19,53 @@ from multitangent.tangents import Stream, Tangents, TangentSource
 
 @dataclass(frozen=True)
 class Assessment:
-    """An estimate beside the true gradient, on one batch.
+    """Estimates beside the true gradient, on one batch.
+
+    The error of an estimate has two parts. *Noise* differs from estimate to estimate and averages
+    out over steps. A *bias* is the same in all of them and adds up. The cosine of one estimate
+    does not tell them apart; the mean of N estimates does.
 
     Attributes:
-        cosine: Between the gradients of all parameters, estimated and true, the cosine of their
-            angle.
+        cosine: Between the gradients of all parameters, the next step's estimate and the true one,
+            the cosine of their angle.
         cosines: The same for the parameters of each site alone, by the site's name.
         captured: The share of the squared length of the perturbed values' gradients, summed over
             the samples, that lies in the span of each source's tangents, by the source's text (with
             a count behind it if it stands there twice); and under ``"all"`` that of all tangents.
             Shares of sources that overlap do not add up. Where tangents see the statistics of a
             batch held constant, so does the gradient here.
+        estimates: N, how many estimates were made: as many as were asked for, or one if the source
+            draws no random numbers.
+        cosine_of_mean: As `cosine`, of the mean of the N estimates.
+        cosines_of_mean: The same for each site.
+        limit: What `cosine_of_mean` tends to as N grows: 1 without a bias of the direction. As an
+            estimate of it has the noise's share of ``|mean|^2`` taken off, it is above
+            `cosine_of_mean`; ``(cosine_of_mean / limit)^2`` is the share of ``|mean|^2`` that is no
+            noise, and where that is small the limit is uncertain. ``None`` where it can not be
+            told: if one estimate was asked for, or all of ``|mean|^2`` may be noise.
+        limits: The same for each site.
     """
 
     cosine: float
     cosines: Mapping[str, float]
     captured: Mapping[str, float]
+    estimates: int
+    cosine_of_mean: float
+    cosines_of_mean: Mapping[str, float]
+    limit: float | None
+    limits: Mapping[str, float | None]
 
 
 def assess(
     objective: Objective,
     sites: Mapping[str, Sequence[nn.Parameter]],
     tangents: TangentSource,
-    result: Step,
+    step: Callable[[Problem, Batch, Stream], Step],
     problem: Problem,
     batch: Batch,
     stream: Stream,
+    *,
+    repeats: int,
 ) -> Assessment:
     """The next gradient and the true one; everything is left as it was.
 
@@ -50,26 +73,45 @@ def assess(
         objective: The model and its loss.
         sites: The trainable parameters of each site, by its name.
         tangents: The source as the user described it, whose summands are told apart.
-        result: The next step.
-        problem: What that step is made of.
+        step: Takes a step.
+        problem: What the next step is made of.
         batch: The batch.
         stream: The random numbers of the step.
+        repeats: N, how many estimates differ in their tangents.
     """
+
+    def estimate(source: TangentSource, *, measures: bool = False) -> Step:
+        with objective.preserved():
+            return step(replace(problem, source=source, measures=measures), batch, stream)
+
+    first = RedrawnSource(problem.source, stream.seed, stream.step)
+    result = estimate(first if repeats > 1 else problem.source, measures=True)
     with objective.preserved():
         true = _backpropagated(objective, batch, stream)
     with objective.preserved():
         length = _squared_length(problem, batch, stream)
-    pairs = {p: (g, true[p]) for p, g in result.gradients.items() if p in true}
+    one, several = Sums(true), Sums(true)
+    one.add(result.gradients)
+    several.add(result.gradients)
+    if repeats > 1 and not first.is_random:
+        several.add(result.gradients)  # as all others would be
+    for i in range(1, repeats if first.is_random else 1):
+        other = RedrawnSource(problem.source, stream.fold_in("estimate", i), stream.step)
+        several.add(estimate(other).gradients)
+    overall = several.products(several.parameters)
+    by_site = {site: several.products(parameters) for site, parameters in sites.items()}
     return Assessment(
-        cosine=_cosine(list(pairs.values())),
-        cosines={
-            site: _cosine([pairs[p] for p in parameters if p in pairs])
-            for site, parameters in sites.items()
-        },
+        cosine=one.products(one.parameters).cosine,
+        cosines={site: one.products(parameters).cosine for site, parameters in sites.items()},
         captured={
             place: _captured(result, tangents_of_place) / length if length else 0.0
             for place, tangents_of_place in _places(tangents)
         },
+        estimates=several.count if first.is_random else 1,
+        cosine_of_mean=overall.cosine,
+        cosines_of_mean={site: products.cosine for site, products in by_site.items()},
+        limit=overall.limit,
+        limits={site: products.limit for site, products in by_site.items()},
     )
 
 
@@ -112,11 +154,3 @@ def _backpropagated(
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     pairs = zip(parameters, gradients, strict=True)
     return {parameter: gradient.detach() for parameter, gradient in pairs if gradient is not None}
-
-
-def _cosine(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Of two gradients, given in pairs of parts; 0 where one of them is zero."""
-    product = sum(float((a.double() * b.double()).sum()) for a, b in pairs)
-    squares = [sum(float(pair[i].double().square().sum()) for pair in pairs) for i in (0, 1)]
-    length = (squares[0] * squares[1]) ** 0.5
-    return product / length if length > 0 else 0.0

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from multitangent._structures import copied
 from multitangent.aggregation import Aggregator, Projection
 from multitangent.dual import record_fallbacks
 from multitangent.engine import Engine, SplitError, Trial, run_few
@@ -19,6 +19,8 @@ from multitangent.gradient._along import Line, line
 from multitangent.gradient._arguments import (
     check_kinds,
     check_options,
+    check_repeats,
+    check_state,
     check_verify,
     perturbation_of,
     refuse_backward_hooks,
@@ -256,7 +258,7 @@ class GradientEstimator(ABC):
             if saved is not None:
                 saved.restore()
             self._trials[self._kind] = replace(trial, micro_batch=size)
-            problem = self._problem()
+            problem = replace(problem, engine=self._problem().engine)
 
     def along(self, direction: Mapping[str, Tensor], *, curvature: bool = True) -> Line:
         """The loss of the last batch along a direction: its slope and curvature, per sample.
@@ -287,35 +289,45 @@ class GradientEstimator(ABC):
             )
         return line(self._objective, *self._last_batch, direction, curvature=curvature)
 
-    def assess(self, inputs: Any, target: Any = None) -> Assessment:
+    def assess(self, inputs: Any, target: Any = None, *, repeats: int = 1) -> Assessment:
         """The gradient that the next step would take of a batch, beside the true one.
 
         Nothing changes: neither gradients nor buffers, the count of the steps or what sources have
-        learned. It costs a step and two of backpropagation.
+        learned. It costs `repeats` steps and two of backpropagation.
 
         Args:
             inputs: As for a step.
             target: As for a step.
+            repeats: How many estimates to average, which differ in their random tangents alone.
+                Several tell a bias, which stays, from noise, which averages out.
+
+        Raises:
+            ValueError: For several, if a source's random numbers are not those of its request.
 
         Examples:
-            Six tangents span all n = 5 activations:
+            Six tangents span all n = 5 activations; one does not, but its mean is without bias:
 
-            >>> from multitangent import ForwardGradient, Normal
+            >>> from multitangent import ForwardGradient, Mean, Normal
             >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+            >>> batch = torch.randn(8, 4), torch.zeros(8, dtype=torch.int64)
             >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(4) + Normal(2))
-            >>> assessment = gradient.assess(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))
-            >>> round(assessment.cosine, 3), sorted(assessment.cosines)
+            >>> found = gradient.assess(*batch)
+            >>> round(found.cosine, 3), sorted(found.cosines)
             (1.0, ['0', '2'])
-            >>> assessment.captured["Normal(num_tangents=4)"] < 0.999 < assessment.captured["all"]
+            >>> found.captured["Normal(num_tangents=4)"] < 0.999 < found.captured["all"]
+            True
+            >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(1), Mean())
+            >>> found = gradient.assess(*batch, repeats=100)
+            >>> found.cosine_of_mean < found.limit > 0.9
             True
         """
+        check_repeats(repeats)
         with record_fallbacks():
-            problem, batch, stream = self.prepare(inputs, target)
-            prepared = replace(problem, measures=True), batch, stream
-            with self._objective.preserved():
-                result = self._eager(*prepared)
+            prepared = self.prepare(inputs, target)
             sites = self._bound.parameters_by_site()
-            return assess(self._objective, sites, self.tangents, result, *prepared)
+            return assess(
+                self._objective, sites, self.tangents, self._eager, *prepared, repeats=repeats
+            )
 
     @property
     def sites(self) -> dict[str, int | None]:
@@ -366,21 +378,9 @@ class GradientEstimator(ABC):
         Raises:
             ValueError: If it is that of other tangents.
         """
-        source = state.get("source", repr(self.tangents))  # older states do not say
-        if source != repr(self.tangents):
-            raise ValueError(
-                f"`state` should be that of a gradient with the tangents {self.tangents!r}. Found "
-                f"{source}. Try ForwardGradient with those."
-            )
+        check_state(state, self.tangents)
         self.seed, self.step = int(state["seed"]), int(state["step"])
-        device = self._device
-
-        def here(value: Any) -> Any:  # a copy; counts stay where optimisers keep them
-            if not isinstance(value, Tensor):
-                return value
-            return value.to(device if value.ndim else value.device, copy=True)
-
-        self._source.load_state_dict(pytree.tree_map(here, dict(state.get("tangents", {}))))
+        self._source.load_state_dict(copied(dict(state.get("tangents", {})), self._device))
 
     def __repr__(self) -> str:
         loss = getattr(self.loss, "__name__", repr(self.loss))

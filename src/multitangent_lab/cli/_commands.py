@@ -11,7 +11,7 @@ from rich.table import Table
 
 from multitangent_lab.cli._progress import ProgressBar, progress_bars
 from multitangent_lab.config import CompareConfig, TrainConfig
-from multitangent_lab.training import Comparison, TrainResult, compare, train
+from multitangent_lab.training import Comparison, Reached, TrainResult, compare, train
 
 
 def run_train(config: TrainConfig, *, json: bool) -> dict[str, Any]:
@@ -31,7 +31,12 @@ def run_compare(config: CompareConfig, *, json: bool) -> dict[str, Any]:
     if not json:
         console = Console()
         console.print(_table(comparison, config.loss_unit))
-        console.print(f"curves: {comparison.run_dir / 'curves.png'}", soft_wrap=True)
+        pictures = ["curves.png"]
+        if comparison.until_loss is not None:
+            console.print(_clock_table(comparison, config.loss_unit))
+            pictures.append("clock.png")
+        paths = ", ".join(str(comparison.run_dir / name) for name in pictures)
+        console.print(f"curves: {paths}", soft_wrap=True)
     return comparison.as_json()
 
 
@@ -82,3 +87,35 @@ def _table(comparison: Comparison, unit: str) -> Table:
 
 def _judged(error: float | None, loss: float) -> str:
     return f"{loss:.4f}" if error is None else f"{error:.2%}"
+
+
+def _clock_table(comparison: Comparison, unit: str) -> Table:
+    """How long every gradient took until it was down to a loss."""
+    of_unit = f" in {unit}" if unit else ""
+    caption = f"validation losses{of_unit}; seconds of training steps alone"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption)
+    table.add_column("gradient", no_wrap=True)
+    for name in ("loss to\nreach", "above", "seconds", "steps", "epochs", "time\nratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    reference = {
+        found.above: found.seconds
+        for result in comparison.results
+        if result.gradient == "backpropagation"
+        for found in comparison.reached(result)
+    }
+    for result in comparison.results:
+        for i, found in enumerate(comparison.reached(result)):
+            table.add_row(
+                result.gradient if i == 0 else "",
+                f"{found.loss:.4f}",
+                f"{found.above:.0%}",
+                *_spent(found, reference.get(found.above)),
+            )
+    return table
+
+
+def _spent(found: Reached, reference: float | None) -> tuple[str, ...]:
+    if found.seconds is None:
+        return "not reached", "", "", ""
+    ratio = f"{found.seconds / reference:.2f}x" if reference else ""
+    return f"{found.seconds:.2f}", str(found.steps), f"{found.epochs:.2f}", ratio

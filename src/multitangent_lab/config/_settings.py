@@ -12,7 +12,7 @@ from multitangent_lab.config._checks import check_fields
 AT_LEAST = dict.fromkeys(
     (
         "width", "hidden_layers", "num_tangents", "images", "batch_size", "epochs", "patience",
-        "context", "embedding", "heads",
+        "context", "embedding", "heads", "estimates", "evaluate_every",
     ),
     1,
 ) | {"seed": 0, "blocks": 2}  # fmt: skip
@@ -101,3 +101,14 @@ class Settings:
     def loss_unit(self) -> str:
         """What losses are measured in, if it is known."""
         return f"nats per {self.level}" if self.dataset == "text" else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """What a run and a comparison have in common, and a search has not."""
+
+    until_loss: Suppress[float | None] = None
+    """Stop when the validation loss is down to this."""
+    evaluate_every: Suppress[int | None] = None
+    """Steps between two validations, beside that at the end of every epoch. Their time does not
+    count as time of training."""

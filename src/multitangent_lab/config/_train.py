@@ -16,14 +16,14 @@ from multitangent_lab._hashes import digest, without_defaults
 from multitangent_lab.config._choices import PAPER, with_implied
 from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
 from multitangent_lab.config._learning_rates import default_learning_rate
-from multitangent_lab.config._settings import Settings
+from multitangent_lab.config._settings import RunSettings, Settings
 
 _NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES = 16, 8
 _GPT_RATE = 0.0015  # of AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Settings):
+class TrainConfig(RunSettings):
     """Train one model with one gradient.
 
     Examples:
@@ -176,7 +176,7 @@ class TrainConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(Settings):
+class CompareConfig(RunSettings):
     """Train the same model with several gradients and draw them together.
 
     Examples:
@@ -192,17 +192,47 @@ class CompareConfig(Settings):
         "informed",
     )
     """The gradients to compare."""
+    until_loss: float | None = None
+    """Train every gradient until its validation loss is down to this, at most for --epochs."""
+    evaluate_every: int | None = None
+    """Steps between two validations, beside that at the end of every epoch. Their time does not
+    count as time of training."""
+    estimates: Suppress[int] = 8
+    """How many estimates of one batch are averaged once an epoch, to tell a bias from noise; 1:
+    none are."""
+    until_backpropagation: bool = False
+    """The same for all others with the least loss that backpropagation reached."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.until_backpropagation and self.until_loss is not None:
+            raise ConfigError(
+                "`until_backpropagation` should be left out with until_loss, which is another loss "
+                f"to reach. Found both, and {self.until_loss}. Try one of them."
+            )
+        if self.until_backpropagation and "backpropagation" not in self.gradients:
+            raise ConfigError(
+                "`gradients` should have backpropagation among them for until_backpropagation. "
+                f"Found {', '.join(self.gradients)}. Try --until-loss, or add it."
+            )
 
     def resolved(self) -> "CompareConfig":
         """Returns an equal configuration in which the folder is filled in."""
         if self.run_dir is not None:
             return self
-        digits = sha256("".join(run.hash for run in self.runs()).encode()).hexdigest()[:12]
+        hashes = [run.hash for run in self.runs()]
+        if self.until_backpropagation:
+            hashes.append("until-backpropagation")
+        digits = sha256("".join(hashes).encode()).hexdigest()[:12]
         return replace(self, run_dir=Path("runs", f"compare-{self.data_name}-{digits}"))
 
     def runs(self) -> tuple[TrainConfig, ...]:
-        """Returns the runs, each to be continued if it was begun before."""
-        shared = {field.name: getattr(self, field.name) for field in fields(Settings)}
+        """Returns the runs, each to be continued if it was begun before.
+
+        With `until_backpropagation` the loss to reach is known, and a setting of the other runs,
+        once backpropagation has run.
+        """
+        shared = {field.name: getattr(self, field.name) for field in fields(RunSettings)}
         runs = (TrainConfig(**shared, gradient=name, resume=True) for name in self.gradients)
         return tuple(
             replace(run, run_dir=self.run_dir and self.run_dir / run.resolved().label).resolved()
@@ -224,9 +254,9 @@ def as_json(config: Settings) -> dict[str, Any]:
     return {n: str(value) if isinstance(value, Path) else value for n, value in values.items()}
 
 
-_DEFAULTS = Settings()
+_DEFAULTS = RunSettings()
 _LATER = (
     "gain", "hidden_layers", "images", "recalibrate", "data", "level", "context", "embedding",
-    "blocks", "heads", "text_hash", "code_hash",
+    "blocks", "heads", "text_hash", "code_hash", "until_loss", "evaluate_every",
 )  # fmt: skip
 _PLACES = ("data_dir", "data_file", "device", "run_dir", "resume", "tensorboard")

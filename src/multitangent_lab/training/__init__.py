@@ -2,8 +2,10 @@
 
 from multitangent_lab._errors import ConfigError, NonFiniteLoss
 from multitangent_lab.config import CompareConfig, TrainConfig
+from multitangent_lab.training._clock import ABOVE, Reached, reached
 from multitangent_lab.training._compare import Comparison, compare
 from multitangent_lab.training._data import DatasetModule
+from multitangent_lab.training._draw_clock import draw_clock
 from multitangent_lab.training._model import own_model
 from multitangent_lab.training._module import GradientModule
 from multitangent_lab.training._named_gradients import (
@@ -18,6 +20,7 @@ from multitangent_lab.training._run_folder import to_toml
 from multitangent_lab.training._train import evaluate_best, train
 
 __all__ = [
+    "ABOVE",
     "AGGREGATORS",
     "SOURCES",
     "Backpropagation",
@@ -28,12 +31,15 @@ __all__ = [
     "Gradient",
     "GradientModule",
     "NonFiniteLoss",
+    "Reached",
     "TrainConfig",
     "TrainResult",
     "build_gradient",
     "compare",
+    "draw_clock",
     "evaluate_best",
     "own_model",
+    "reached",
     "to_toml",
     "train",
 ]

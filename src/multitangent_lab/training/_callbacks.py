@@ -72,4 +72,5 @@ class StopAgain(Callback):
         self.early_stopping = early_stopping
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop = self.early_stopping.wait_count >= self.early_stopping.patience
+        if self.early_stopping.wait_count >= self.early_stopping.patience:
+            trainer.should_stop = True

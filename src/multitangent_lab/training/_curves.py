@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # Told apart by colour-blind readers (Okabe and Ito), and by line style without colours.
-_COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
-_STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
+STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 
 
 def draw_curves(
@@ -49,7 +49,7 @@ def draw_curves(
 def _draw(
     axes: Axes, runs: Mapping[str, "DataFrame"], column: str, scale: float, title: str
 ) -> None:
-    for (name, run), colour, style in zip(runs.items(), cycle(_COLOURS), cycle(_STYLES)):
+    for (name, run), colour, style in zip(runs.items(), cycle(COLOURS), cycle(STYLES)):
         axes.plot(run["epoch"], scale * run[column], color=colour, linestyle=style, label=name)
     axes.set(title=title, xlabel="Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -1,7 +1,7 @@
 """The quality of gradients, drawn."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,34 +20,54 @@ _STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 def draw_quality(runs: Mapping[str, "DataFrame"], path: Path, title: str = "") -> None:
     """Draws what `QualityFile` wrote, one column of panels a run.
 
-    Above, the cosine with the true gradient of every site's parameters, from the first site (dark)
-    to the last (light); below, the share of the gradient's squared length in every source's span.
+    From top to bottom, with a line for every site's parameters, from the first site (dark) to the
+    last (light): the cosine of one estimate with the true gradient, and where several were made
+    that of their mean, which has less noise, and what it levels off at, the bias. At the bottom is
+    the share of the gradient's squared length in every source's span.
 
     Args:
         runs: The content of `quality.csv` by the name of the run.
         path: Where to write the picture, a PNG.
         title: The title of the whole figure.
     """
-    figure = Figure(figsize=(1.5 + 3.6 * len(runs), 7.2), dpi=130, layout="constrained")
-    panels = figure.subplots(2, len(runs), squeeze=False, sharey="row")
+    present = {quantity for run in runs.values() for quantity in run["quantity"]}
+    shown = [quantity for quantity in _LABELS if quantity in present]
+    size = (1.5 + 3.6 * len(runs), 3.6 * len(shown))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    panels = figure.subplots(len(shown), len(runs), squeeze=False, sharey="row")
     if title:
         figure.suptitle(title)
-    for column, (name, run) in enumerate(runs.items()):
-        above, below = panels[0][column], panels[1][column]
-        _lines(above, run[run["quantity"] == "cosine"], "parameters of site")
-        _lines(below, run[run["quantity"] == "captured"], "span of")
-        above.set_title(name)
-    values = [run.loc[run["quantity"] == "cosine", "value"].min() for run in runs.values()]
-    panels[0][0].set_ylim(min(0.0, *values) - 0.02, 1.02)  # the panels of a row share it
-    panels[1][0].set_ylim(0, 1.02)
-    panels[0][0].set_ylabel("Cosine with the true gradient")
-    panels[1][0].set_ylabel("Share of its squared length captured")
+    for row, quantity in zip(panels, shown, strict=True):
+        for axes, run in zip(row, runs.values(), strict=True):
+            is_share = quantity == "captured"
+            of_places = run[run["quantity"] == (quantity if is_share else "cosine")]
+            places = [place for place in of_places["place"].unique() if place != "all"]
+            kind = "span of" if is_share else "parameters of site"
+            _lines(axes, run[run["quantity"] == quantity], places, kind)
+        row[0].set_ylabel(_label(quantity, runs))
+        values = [v for run in runs.values() for v in run.loc[run["quantity"] == quantity, "value"]]
+        row[0].set_ylim(min(0.0, *values) - 0.02, 1.02)  # the panels of a row share it
+    for axes, name in zip(panels[0], runs, strict=True):
+        axes.set_title(name)
     figure.supxlabel("Epoch, at its beginning", fontsize="medium")
     figure.savefig(path)
 
 
-def _lines(axes: Axes, table: "DataFrame", title: str) -> None:
-    places = [place for place in table["place"].unique() if place != "all"]
+_LABELS = {
+    "cosine": "Cosine with the true gradient",
+    "cosine_of_mean": "The same of the mean of {} estimates",
+    "limit": "What that levels off at",
+    "captured": "Share of its squared length captured",
+}
+
+
+def _label(quantity: str, runs: Mapping[str, "DataFrame"]) -> str:
+    counts = [run.loc[run["quantity"] == "estimates", "value"].max() for run in runs.values()]
+    count = max((int(count) for count in counts if count > 0), default=0)
+    return _LABELS[quantity].format(count)
+
+
+def _lines(axes: Axes, table: "DataFrame", places: Sequence[str], title: str) -> None:
     colours = matplotlib.colormaps["viridis"]
     for i, (place, style) in enumerate(zip(places, cycle(_STYLES))):
         rows = table[table["place"] == place]

@@ -1,7 +1,9 @@
 """The training step, for lightning."""
 
+from collections.abc import Iterable
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -83,6 +85,30 @@ class GradientModule(LightningModule):
         self._log(f"{name}_loss", self.loss(outputs, targets).mean(), batch)
         if self.has_classes:
             self._log(f"{name}_error", (outputs.argmax(1) != targets).float().mean(), batch)
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Returns `validation_loss`, and `validation_error` where samples have classes.
+
+        They are those that lightning's validation logs. The model stays in its mode.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        losses, errors, count = 0.0, 0.0, 0
+        try:
+            for inputs, targets in batches:
+                outputs = self.model(inputs)
+                loss = self.loss(outputs, targets).mean()
+                self._check_finite("validation_loss", loss)
+                losses += loss.item() * len(targets)
+                if self.has_classes:
+                    errors += int((outputs.argmax(1) != targets).sum())
+                count += len(targets)
+        finally:
+            for module, training in modes:
+                module.training = training
+        found = {"validation_loss": losses / count}
+        return found | ({"validation_error": errors / count} if self.has_classes else {})
 
     def _log(self, name: str, value: Tensor, batch: tuple[Tensor, Tensor]) -> None:
         self._check_finite(name, value)

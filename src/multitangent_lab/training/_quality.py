@@ -1,5 +1,6 @@
 """How good a run's gradients were, epoch by epoch, beside the true ones."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,15 +20,19 @@ class QualityFile(Callback):
 
     Quantities are `cosine`, with the true gradient, of the parameters of a site (of all for the
     place `all`), and `captured`, the share of the gradient's squared length that a source's
-    tangents hold. Backpropagation is not assessed, nor a batch whose values are not finite. The
-    rows are part of every checkpoint.
+    tangents hold. With several estimates they are also `cosine_of_mean`, the same of their mean,
+    `limit`, what that levels off at (where it can be told), and `estimates`, how many there were.
+    Backpropagation is not assessed, nor a batch whose values are not finite. The rows are part of
+    every checkpoint.
 
     Args:
         path: The file.
+        estimates: How many estimates of the batch to average.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, estimates: int = 1) -> None:
         self.path = path
+        self.estimates = estimates
         self.rows: list[dict[str, Any]] = []
 
     def on_train_batch_start(
@@ -38,11 +43,11 @@ class QualityFile(Callback):
             return
         images, labels = cast(tuple[Tensor, Tensor], batch)
         try:
-            assessment = gradient.assess(images, labels)
+            assessment = gradient.assess(images, labels, repeats=self.estimates)
         except NonFiniteError:
             return  # the step will say so
         epoch = trainer.current_epoch + 1
-        self.rows += [{"epoch": epoch, **row} for row in _rows(assessment)]
+        self.rows += [{"epoch": epoch, **row} for row in self._rows(assessment)]
         write_csv(self.path, self.rows, COLUMNS)
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,12 +56,20 @@ class QualityFile(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
 
-
-def _rows(assessment: Assessment) -> list[dict[str, Any]]:
-    cosines = {"all": assessment.cosine, **assessment.cosines}
-    tables = {"cosine": cosines, "captured": assessment.captured}
-    return [
-        {"quantity": quantity, "place": place, "value": value}
-        for quantity, table in tables.items()
-        for place, value in table.items()
-    ]
+    def _rows(self, found: Assessment) -> list[dict[str, Any]]:
+        tables: dict[str, Mapping[str, float | None]] = {
+            "cosine": {"all": found.cosine, **found.cosines},
+            "captured": found.captured,
+        }
+        if self.estimates > 1:
+            tables |= {
+                "cosine_of_mean": {"all": found.cosine_of_mean, **found.cosines_of_mean},
+                "limit": {"all": found.limit, **found.limits},
+                "estimates": {"all": found.estimates},
+            }
+        return [
+            {"quantity": quantity, "place": place, "value": value}
+            for quantity, table in tables.items()
+            for place, value in table.items()
+            if value is not None
+        ]

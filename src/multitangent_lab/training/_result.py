@@ -48,6 +48,18 @@ class TrainResult:
 
         return pd.read_csv(self.run_dir / "metrics.csv")
 
+    def progress(self) -> "DataFrame":
+        """Returns validation losses against steps and time: `progress.csv`, or a row per epoch.
+
+        Columns are `epoch`, `step`, `seconds` of training so far, and `validation_loss`.
+        """
+        import pandas as pd
+
+        if (self.run_dir / "progress.csv").exists():
+            return pd.read_csv(self.run_dir / "progress.csv")
+        table = self.metrics()
+        return table.assign(seconds=table["seconds"].cumsum())
+
     def as_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
         return asdict(self) | {"run_dir": str(self.run_dir)}

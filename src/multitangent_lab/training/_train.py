@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -23,6 +23,7 @@ from multitangent_lab.training._model import language_model, own_model
 from multitangent_lab.training._module import GradientModule
 from multitangent_lab.training._named_gradients import build_gradient
 from multitangent_lab.training._optimizers import build_optimizer
+from multitangent_lab.training._progress_file import ProgressFile
 from multitangent_lab.training._result import TrainResult, read_result
 from multitangent_lab.training._run_folder import begin, checkpoint, is_finished
 from multitangent_lab.training._statistics import Recalibration
@@ -32,8 +33,9 @@ from multitangent_lab.training._trainer import build_trainer, choose_device, int
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Trains one model with one gradient, and tests it as it was at the best epoch.
 
-    Training stops when the validation loss has not improved for `config.patience` epochs. A run
-    that has finished before is not run again: its stored result is returned.
+    Training stops when the validation loss has not improved for `config.patience` epochs, or is
+    down to `config.until_loss`. A run that has finished before is not run again: its stored result
+    is returned.
 
     Args:
         config: What to train and how.
@@ -67,7 +69,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResul
 def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> TrainResult:
     with quiet(), interruptible():
         metrics = MetricsFile(folder / "metrics.csv")
-        extras = [metrics, Recalibration()] if config.recalibrate else [metrics]
+        extras = [metrics, *_further(config, folder)]
         last, best = (checkpoint(folder, name) for name in ("last", "best"))
         module, data, trainer = _prepared(config, folder, [*callbacks, *extras])
         begin(config, folder)
@@ -89,11 +91,34 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> 
         validation_error=best_row.get("validation_error"),
         test_loss=tested["test_loss"],
         test_error=tested.get("test_error"),
-        seconds_per_epoch=median(row["seconds"] for row in rows),
+        seconds_per_epoch=_seconds_per_epoch(rows, len(data.train_dataloader())),
     )
     draw_curves({config.label: result.metrics()}, folder / "curves.png", loss_unit=config.loss_unit)
     write_text(folder / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
     return result
+
+
+def _further(config: TrainConfig, folder: Path) -> list[Callback]:
+    """What a run records and does beside its metrics."""
+    callbacks: list[Callback] = []
+    if config.evaluate_every is not None or config.until_loss is not None:
+        callbacks.append(
+            ProgressFile(
+                folder / "progress.csv",
+                config.evaluate_every,
+                config.until_loss,
+                recalibrates=config.recalibrate,
+            )
+        )
+    return [*callbacks, Recalibration()] if config.recalibrate else callbacks
+
+
+def _seconds_per_epoch(rows: Sequence[Mapping[str, float]], batches: int) -> float:
+    """The median over the epochs, of which the last one may have ended before its last batch."""
+    first = rows[-2]["step"] if len(rows) > 1 else 0
+    steps = rows[-1]["step"] - first
+    last = rows[-1]["seconds"] * (batches / steps if steps < batches else 1)
+    return median([*(row["seconds"] for row in rows[:-1]), last])
 
 
 def evaluate_best(config: TrainConfig) -> dict[str, float]:

@@ -59,7 +59,7 @@ def test_help_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> Non
         main([name, "--help"])
     options = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) - {"--help"}
     assert {"--json", "--config", "--preset"} <= options
-    assert len(options) < 23
+    assert len(options) < 24
 
 
 def test_train_as_a_process(tmp_path: Path) -> None:
