@@ -74,6 +74,8 @@ class TrainConfig(Settings):
                 )
             names = ("tangents", "perturb", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
+        if config.gradient in ("backpropagation", "mezo", "residual"):  # they measure no activation
+            config = replace(config, credit=_DEFAULTS.credit, discount=_DEFAULTS.discount)
         if config.gradient == "mezo":
             config = replace(
                 config,
@@ -227,6 +229,6 @@ def as_json(config: Settings) -> dict[str, Any]:
 _DEFAULTS = Settings()
 _LATER = (
     "gain", "hidden_layers", "images", "recalibrate", "data", "level", "context", "embedding",
-    "blocks", "heads", "text_hash", "code_hash",
+    "blocks", "heads", "text_hash", "code_hash", "credit", "discount",
 )  # fmt: skip
 _PLACES = ("data_dir", "data_file", "device", "run_dir", "resume", "tensorboard")
