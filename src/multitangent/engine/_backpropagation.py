@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multitangent.engine._engine import Derivatives
 from multitangent.objective import Evaluation, constant_loss, output_tensor
-from multitangent.perturbation import Run
+from multitangent.perturbation import Run, discount_of
 from multitangent.tangents import Needs, Tangents
 
 
@@ -31,12 +31,27 @@ class Backpropagation:
     statistics: Literal["frozen", "coupled"] = "frozen"
 
     def __call__(self, run: Run, tangents: Tangents) -> Derivatives:
-        losses, gradients = self.gradients(run, tangents)
-        if not gradients:
+        losses, jvps = self._jvps(run, tangents)
+        if jvps is None:
             return Derivatives(losses, losses.new_zeros(tangents.num_tangents, *losses.shape), None)
-        jvps = applied(tangents, gradients, per_sample=run.per_sample)
         needed = tangents.needs & Needs.OUTPUT_TANGENTS
         return Derivatives(losses, jvps, self._output_tangents(run, tangents) if needed else None)
+
+    def _jvps(self, run: Run, tangents: Tangents) -> tuple[Tensor, Tensor | None]:
+        """The losses and their directional derivatives, ``None`` if nothing is perturbed."""
+        if discount_of(run) is None:
+            losses, gradients = self.gradients(run, tangents)
+            jvps = applied(tangents, gradients, per_sample=run.per_sample) if gradients else None
+            return losses, jvps
+        prepared = run.prepare(certainly=True)
+        assert prepared is not None
+        if not tangents.blocks:
+            return prepared.detach(), None
+        each = torch.eye(prepared.shape[1], dtype=torch.float64)
+        of_tokens = self.gradients_of_sums(run, tangents, each)
+        return prepared.detach(), torch.stack(
+            [applied(tangents, gradients, per_sample=True) for gradients in of_tokens], -1
+        )
 
     def gradients(
         self, run: Run, tangents: Tangents, *, prepare: bool = True
@@ -54,6 +69,22 @@ class Backpropagation:
         evaluation, gradients = self._differentiated(run, tangents, None)
         return evaluation.losses.detach(), gradients
 
+    def gradients_of_sums(
+        self, run: Run, tangents: Tangents, weights: Tensor
+    ) -> Iterator[dict[str, Tensor]]:
+        """The gradients of the perturbed values, for some weighted sums of the tokens' losses.
+
+        Args:
+            run: The batch, prepared, with the losses of tokens.
+            tangents: Whose blocks name the perturbed values.
+            weights: Of the tokens' losses in each of R sums, ``[R, T]``.
+        """
+        evaluation, offsets = self._watched(run, tangents)
+        for row in weights.to(evaluation.losses):
+            with torch.enable_grad():
+                total = (evaluation.losses @ row).sum()
+            yield _gradients_by(offsets, total, keep=True)
+
     def _output_tangents(self, run: Run, tangents: Tangents) -> Tensor:
         """The derivatives of the output ``[B, *shape]``, one element after the other."""
         jvps: list[Tensor] = []
@@ -64,6 +95,22 @@ class Backpropagation:
             count = shape[1:].numel() if run.per_sample else shape.numel()
             jvps.append(applied(tangents, gradients, per_sample=run.per_sample))
         return torch.stack(jvps, -1).reshape(-1, *shape)
+
+    @torch.enable_grad()
+    def _watched(self, run: Run, tangents: Tangents) -> tuple[Evaluation, dict[str, Tensor]]:
+        """The run, and a zero in every perturbed value, whose gradient is that of the value."""
+        offsets: dict[str, Tensor] = {}
+
+        def watch(value: Tensor, name: str, samples: slice) -> Tensor:
+            if name not in tangents.blocks:
+                return value
+            if not run.per_sample:  # a parameter, which is a leaf
+                offsets[name] = value.detach().requires_grad_()
+                return offsets[name]
+            offsets[name] = torch.zeros_like(value, requires_grad=True)
+            return value + offsets[name]
+
+        return run.evaluate(run.batch, watch, self.statistics), offsets
 
     @torch.enable_grad()
     def _differentiated(
@@ -77,31 +124,27 @@ class Backpropagation:
             element: Of the model's output, whose gradient is wanted in place of the loss's: of that
                 of every sample, where values are of one sample each.
         """
-        offsets: dict[str, Tensor] = {}
-
-        def watch(value: Tensor, name: str, samples: slice) -> Tensor:
-            """The value, or it and a zero whose gradient is that of the value."""
-            if name not in tangents.blocks:
-                return value
-            if not run.per_sample:  # a parameter, which is a leaf
-                offsets[name] = value.detach().requires_grad_()
-                return offsets[name]
-            offsets[name] = torch.zeros_like(value, requires_grad=True)
-            return value + offsets[name]
-
-        evaluation = run.evaluate(run.batch, watch, self.statistics)
+        evaluation, offsets = self._watched(run, tangents)
         if element is None:
             total = evaluation.losses.sum() * (1.0 if run.per_sample else run.scale)
         else:
             total = evaluation.output.flatten(int(run.per_sample))[..., element].sum()
-        if not total.requires_grad:
-            raise constant_loss()
-        derivatives = torch.autograd.grad(total, list(offsets.values()), allow_unused=True)
-        gradients = {
-            name: torch.zeros_like(offset) if gradient is None else gradient
-            for (name, offset), gradient in zip(offsets.items(), derivatives, strict=True)
-        }
-        return evaluation, gradients
+        return evaluation, _gradients_by(offsets, total)
+
+
+def _gradients_by(
+    offsets: Mapping[str, Tensor], total: Tensor, *, keep: bool = False
+) -> dict[str, Tensor]:
+    """The gradients of a scalar by name; its graph is released unless it is to be kept."""
+    if not total.requires_grad:
+        raise constant_loss()
+    derivatives = torch.autograd.grad(
+        total, list(offsets.values()), allow_unused=True, retain_graph=keep
+    )
+    return {
+        name: torch.zeros_like(offset) if gradient is None else gradient
+        for (name, offset), gradient in zip(offsets.items(), derivatives, strict=True)
+    }
 
 
 def applied(tangents: Tangents, gradients: Mapping[str, Tensor], *, per_sample: bool) -> Tensor:

@@ -15,8 +15,9 @@ class Derivatives(NamedTuple):
     """What an engine finds out about one batch.
 
     Attributes:
-        losses: Of the samples, ``[B]``.
-        jvps: Directional derivatives: ``[K, B]`` of the samples' losses, ``[K]`` of the batch's.
+        losses: Of the samples, ``[B]``, or of their tokens, ``[B, T]``.
+        jvps: Directional derivatives: ``[K, B]`` of the samples' losses, ``[K, B, T]`` of the
+            tokens', ``[K]`` of the batch's.
         output_tangents: The derivatives of the model's output along V, ``[K, B, *output]``, where
             the source of the tangents needs them.
     """

@@ -134,7 +134,8 @@ class FiniteDifferences:
         sides = [self._runs(run, partial(_displaced, tangents, k, s), keep) for s in (step, -step)]
         plus, minus = (_joined([losses for losses, _ in side]) for side in sides)
         step = step.to(plus.device)
-        slopes = (plus.double() - minus.double()) / (2 * step)
+        of_losses = step.reshape(-1, *[1] * (plus.ndim - 1))
+        slopes = (plus.double() - minus.double()) / (2 * of_losses)
         jvp = (slopes if run.per_sample else slopes.sum() * run.scale).to(plus.dtype)
         if not needs_output:
             return (plus + minus) / 2, jvp, None

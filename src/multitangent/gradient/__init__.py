@@ -3,7 +3,6 @@
 from multitangent.gradient._along import Line
 from multitangent.gradient._assessment import Assessment
 from multitangent.gradient._coefficients import Combination, combine
-from multitangent.gradient._comparison import VerificationError
 from multitangent.gradient._diagnostics import Diagnostics
 from multitangent.gradient._difference import DifferenceGradient, mezo
 from multitangent.gradient._estimator import GradientEstimator
@@ -11,6 +10,7 @@ from multitangent.gradient._forward_gradient import ForwardGradient
 from multitangent.gradient._function import forward_gradient
 from multitangent.gradient._simulated import SimulatedGradient
 from multitangent.gradient._step import Problem, Step, step
+from multitangent.gradient._verification_error import VerificationError
 
 __all__ = [
     "Assessment",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multitangent.aggregation import Aggregator
+from multitangent.objective import Objective
 from multitangent.perturbation import Activations, Perturbation, Weights
 from multitangent.tangents import TangentSource
 
@@ -118,6 +119,15 @@ def perturbation_of(perturb: Literal["activations", "weights"] | Perturbation) -
         "`perturb` should be 'activations', 'weights', or a perturbation such as Activations() or "
         f"Weights(). Found {perturb!r}."
     )
+
+
+def objective_of(
+    model: nn.Module, loss: Callable[[Any, Any], Tensor], perturb: Perturbation
+) -> Objective:
+    """The model and its loss, with the losses that a perturbation measures."""
+    of_batch = isinstance(perturb, Weights)  # derivatives are those of the batch's loss
+    of_tokens = bool(getattr(perturb, "has_tokens", False))
+    return Objective(model, loss, takes_scalar=of_batch, has_tokens=of_tokens)
 
 
 def refuse_inference_mode() -> None:

@@ -14,6 +14,7 @@ from multitangent.gradient._bias import Sums
 from multitangent.gradient._redrawn_source import RedrawnSource
 from multitangent.gradient._step import Problem, Step
 from multitangent.objective import Batch, Objective
+from multitangent.perturbation import discount_of
 from multitangent.tangents import Stream, Tangents, TangentSource
 
 
@@ -32,6 +33,8 @@ class Assessment:
         captured: The share of the squared length of the perturbed values' gradients, summed over
             the samples, that lies in the span of each source's tangents, by the source's text (with
             a count behind it if it stands there twice); and under ``"all"`` that of all tangents.
+            With ``credit="token"`` the sum is over the gradients of the tokens' losses, each of
+            which takes a backward pass.
             Shares of sources that overlap do not add up. Where tangents see the statistics of a
             batch held constant, so does the gradient here.
         estimates: N, how many estimates were made: as many as were asked for, or one if the source
@@ -136,10 +139,18 @@ def _captured(result: Step, k: list[int]) -> float:
 
 
 def _squared_length(problem: Problem, batch: Batch, stream: Stream) -> float:
-    """Of the true gradients of the perturbed values, summed over the samples."""
+    """Of the true gradients of the perturbed values, summed over the samples, or their tokens."""
     tangents = Tangents(problem.source, stream)
     run = problem.perturbation(batch, stream, tangents)
-    _, gradients = Backpropagation(problem.engine.statistics).gradients(run, tangents)
+    engine = Backpropagation(problem.engine.statistics)
+    losses, gradients = engine.gradients(run, tangents)
+    if discount_of(run) is None or not gradients:
+        return _squares(gradients)
+    each = torch.eye(losses.shape[1], dtype=torch.float64)
+    return sum(map(_squares, engine.gradients_of_sums(run, tangents, each)))
+
+
+def _squares(gradients: Mapping[str, Tensor]) -> float:
     return sum(float(gradient.double().square().sum()) for gradient in gradients.values())
 
 

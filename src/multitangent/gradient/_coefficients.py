@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,14 +25,26 @@ def combine(
     aggregator: Aggregator,
     gram: Tensor,
     jvps: Tensor,
-    dimension: int,
+    dimension: int | Sequence[int],
     precision: float | None = None,
 ) -> Combination:
     """Let the source mix what it drew, and the aggregator combine the mixture.
 
     The mixed tangents are ``W = M V``: their Gram matrix is ``M G M^T``, their directional
     derivatives ``M d``, and the gradient is ``W^T c = V^T (M^T c)``.
+
+    Where there is a dimension for every token, the last axis of the losses, each token has its own
+    mixture and its own call of the aggregator: its tangents end at its position.
     """
+    if not isinstance(dimension, int):
+        if not aggregator.needs_derivatives:
+            raise _not_measured(aggregator)
+        return _stacked(
+            [
+                combine(source, aggregator, gram[..., s, :, :], jvps[..., s], here, precision)
+                for s, here in enumerate(dimension)
+            ]
+        )
     if dimension == 0:  # nothing is perturbed, so there is nothing to combine
         return Combination(torch.zeros_like(jvps, dtype=gram.dtype), gram, jvps)
     mixing = source.mixing(gram, dimension)
@@ -44,6 +57,20 @@ def combine(
     if mixing is not None:
         coefficients = _apply(mixing.mT, coefficients)
     return Combination(coefficients, gram, jvps)
+
+
+def _not_measured(aggregator: Aggregator) -> ValueError:
+    return ValueError(
+        "`aggregator` should measure for `Activations(credit='token')`: what a guess holds differs "
+        f"from token to token. Found {aggregator!r}, which takes guesses as they are. Try "
+        "`ControlVariate()`, `Projection()`, or `credit='sample'`."
+    )
+
+
+def _stacked(of_tokens: Sequence[Combination]) -> Combination:
+    """The combinations of all tokens as one, the tokens behind the other losses."""
+    coefficients, grams, jvps = zip(*of_tokens, strict=True)
+    return Combination(torch.stack(coefficients, -1), torch.stack(grams, -3), torch.stack(jvps, -1))
 
 
 def _apply(matrix: Tensor, columns: Tensor) -> Tensor:

@@ -19,16 +19,14 @@ from multitangent.engine import (
     applied,
     tolerance,
 )
+from multitangent.gradient._causality import check_causality, token_weights
 from multitangent.gradient._step import Problem
+from multitangent.gradient._verification_error import VerificationError
 from multitangent.objective import Batch, Objective, SavedState, kept_parameters
-from multitangent.perturbation import Run, leaves, without_hooks
+from multitangent.perturbation import Run, discount_of, leaves, without_hooks
 from multitangent.tangents import LowRank, Needs, Normal, Request, Stream, Tangents, TangentSource
 
 _NEARLY_ZERO = 1e-3  # of the loss: derivatives that are smaller may be nothing but rounding
-
-
-class VerificationError(RuntimeError):
-    """The forward gradient of a model would not be that of backpropagation."""
 
 
 class NoReferenceError(Exception):
@@ -66,7 +64,7 @@ class _Reference:
     """What backpropagation gives.
 
     Attributes:
-        losses: Of the samples, ``[B]``.
+        losses: Of the samples, ``[B]``, or of their tokens, ``[B, T]``.
         stated: The loss that the loss module itself states, if it does.
         of_values: The gradients of the perturbed values by name: ``[B, *shape]`` of the samples'
             losses, or of the batch's loss.
@@ -131,8 +129,8 @@ class Comparison:
         except Exception as error:
             raise NoReferenceError from error
         before.restore()
-        self._check_losses(losses, true)
-        self._check_losses(found.losses, true)
+        self._check_losses(losses, _of_samples(true.losses), true.stated)
+        self._check_losses(found.losses, true.losses)
         if names := plain.differing(after, tolerance(true.losses)):
             raise SplitError(f"a step changes {', '.join(names)} other than a run of the model")
         is_frozen = trial.normalizes and self.problem.engine.statistics == "frozen"
@@ -140,11 +138,25 @@ class Comparison:
         if is_frozen:
             prepare = not again.per_sample  # otherwise it has the statistics of the reference
             gradients = Backpropagation().gradients(again, tangents, prepare=prepare)[1]
+        if discount_of(again) is not None:
+            gradients = self._gradients_in_time(again, tangents, before, found, is_frozen)
         before.restore()
         self._check_jvps(tangents, found, gradients)
         _check_last_gradient(tangents, true)
         before.restore()
         check_parameters(self.objective, run.pullback(true.of_values), true)
+
+    def _gradients_in_time(
+        self, run: Run, tangents: Tangents, before: SavedState, found: Derivatives, is_frozen: bool
+    ) -> Mapping[str, Tensor]:
+        """The true gradients of the weighted sum of the tokens' losses, of a causal model."""
+        before.restore()
+        num_tokens = found.losses.shape[1]
+        check_causality(run, tangents, num_tokens)
+        before.restore()
+        engine = Backpropagation("frozen" if is_frozen else "coupled")
+        weights = token_weights(num_tokens).unsqueeze(0)
+        return next(engine.gradients_of_sums(run, tangents, weights)) if tangents.blocks else {}
 
     def _start(self, site: str | None = None) -> tuple[Run, Tangents]:
         problem = self.problem
@@ -223,8 +235,7 @@ class Comparison:
                 "is a defect of multitangent."
             )
 
-    def _check_losses(self, found: Tensor, true: _Reference) -> None:
-        losses, stated = true.losses, true.stated
+    def _check_losses(self, found: Tensor, losses: Tensor, stated: Tensor | None = None) -> None:
         if not losses.isfinite().all():
             return  # the step says so
         slack = tolerance(losses) * losses.abs().max()
@@ -244,7 +255,7 @@ class Comparison:
     def _check_jvps(
         self, tangents: Tangents, found: Derivatives, gradients: Mapping[str, Tensor]
     ) -> None:
-        per_sample = found.jvps.ndim == 2
+        per_sample = found.jvps.ndim > 1
         if not gradients or not self._differ(tangents, found, gradients, per_sample):
             return  # there are no perturbed values if nothing is before an exact output
         end, place = "the loss", ""
@@ -265,14 +276,22 @@ class Comparison:
         gradients: Mapping[str, Tensor],
         per_sample: bool,
     ) -> bool:
+        jvps, of_samples = found.jvps, _of_samples(found.losses)
+        if jvps.ndim == 3:
+            jvps = jvps @ token_weights(jvps.shape[2]).to(jvps)
         expected = applied(tangents, gradients, per_sample=per_sample)
         squares = [g.double().square() for g in gradients.values()]
         length = sum(s.flatten(1).sum(1) if per_sample else s.sum() for s in squares)
-        losses = found.losses if per_sample else found.losses.mean()
+        losses = of_samples if per_sample else of_samples.mean()
         size = expected.abs() + torch.as_tensor(length).sqrt() + _NEARLY_ZERO * losses.abs()
         slack = max(tolerance(found.losses), tolerance(found.jvps))
-        both = expected.isfinite().all() & found.jvps.isfinite().all()
-        return bool(((found.jvps - expected).abs() > slack * size).any() & both)
+        both = expected.isfinite().all() & jvps.isfinite().all()
+        return bool(((jvps - expected).abs() > slack * size).any() & both)
+
+
+def _of_samples(losses: Tensor) -> Tensor:
+    """The losses ``[B]`` of samples, of theirs or of their tokens."""
+    return losses if losses.ndim == 1 else losses.sum(1)
 
 
 def _check_last_gradient(tangents: Tangents, true: _Reference) -> None:
@@ -282,7 +301,7 @@ def _check_last_gradient(tangents: Tangents, true: _Reference) -> None:
         return
     found, expected = block.request.last_gradient, true.of_values[name]
     slack = tolerance(expected) * (
-        float(expected.norm()) + _NEARLY_ZERO * float(true.losses.norm())
+        float(expected.norm()) + _NEARLY_ZERO * float(_of_samples(true.losses).norm())
     )
     if float((found - expected).norm()) > slack:
         raise VerificationError(
@@ -300,7 +319,7 @@ _HINT = (
 
 def check_parameters(objective: Objective, found: Mapping[Any, Tensor], true: _Reference) -> None:
     names = {id(p): name for name, p in objective.model.named_parameters()}
-    truth, losses = true.of_parameters, true.losses
+    truth, losses = true.of_parameters, _of_samples(true.losses)
     total = sum(float(g.norm()) ** 2 for g in truth.values()) ** 0.5
     slack = tolerance(losses)
     wrong = []

@@ -137,6 +137,9 @@ def compiled_step(
     if names := [name for name, module in model.named_modules() if _drops(module)]:
         _warn(f"dropout, whose masks are drawn while the model runs, in {', '.join(names)}")
         return None
+    if objective.has_tokens:
+        _warn("losses of tokens, each of which is combined for itself")
+        return None
     if problem.source.needs(stream.step) or any(problem.source.guesses):
         _warn(f"tangents that depend on the batch or on earlier steps, in {problem.source!r}")
         return None

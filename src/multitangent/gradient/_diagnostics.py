@@ -15,9 +15,12 @@ class Diagnostics:
     """What the last step measured, of the tangents as the aggregator saw them.
 
     Attributes:
-        jvps: Directional derivatives, ``[K]`` of the batch's loss or ``[K, B]`` of the samples'.
-        gram: Gram matrix in float64, ``[K, K]``, or ``[B, K, K]`` for tangents per sample.
-        gradient_norm: Norm of the estimated gradient of all perturbed values, ``[]`` or ``[B]``.
+        jvps: Directional derivatives, ``[K]`` of the batch's loss, ``[K, B]`` of the samples', or
+            ``[K, B, T]`` of the tokens'.
+        gram: Gram matrix in float64, ``[K, K]``, or ``[B, K, K]`` for tangents per sample; of the
+            tokens' losses ``[T, K, K]`` or ``[B, T, K, K]``.
+        gradient_norm: Norm of the estimated gradient of each loss by all perturbed values, ``[]``,
+            ``[B]`` or ``[B, T]``.
         fallbacks: Names of the functions that have no rule.
     """
 
@@ -28,15 +31,16 @@ class Diagnostics:
 
     @property
     def condition(self) -> Tensor:
-        """Condition number of the Gram matrix, ``[]`` or ``[B]``."""
+        """Condition number of the Gram matrix, of the shape of `gram` but for ``K, K``."""
         values = torch.linalg.eigvalsh(self.gram).clamp(min=0)
         return values[..., -1] / values[..., 0]
 
     @property
     def effective_rank(self) -> Tensor:
-        """``(sum of eigenvalues)^2 / sum of their squares`` of the Gram matrix, ``[]`` or ``[B]``.
+        """``(sum of eigenvalues)^2 / sum of their squares`` of the Gram matrix.
 
-        K for orthogonal tangents of equal length, 1 for parallel ones.
+        Of the shape of `gram` but for ``K, K``: K for orthogonal tangents of equal length, 1 for
+        parallel ones.
         """
         trace = self.gram.diagonal(dim1=-2, dim2=-1).sum(-1)
         return trace.square() / self.gram.square().sum((-2, -1))

@@ -22,6 +22,7 @@ from multitangent.gradient._arguments import (
     check_repeats,
     check_state,
     check_verify,
+    objective_of,
     perturbation_of,
     refuse_backward_hooks,
     refuse_inference_mode,
@@ -34,8 +35,8 @@ from multitangent.gradient._grad import accumulate, hooked
 from multitangent.gradient._kinds import found_parameters, kind_of
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
-from multitangent.objective import Batch, Objective
-from multitangent.perturbation import Perturbation, Weights
+from multitangent.objective import Batch
+from multitangent.perturbation import Perturbation
 from multitangent.tangents import Normal, Stream, TangentSource
 
 
@@ -72,8 +73,7 @@ class GradientEstimator(ABC):
         self.verify = verify
         self.step = 0
         self._source = self.tangents.init()
-        of_batch = isinstance(self.perturb, Weights)  # derivatives are those of the batch's loss
-        self._objective = Objective(model, loss, takes_scalar=of_batch)
+        self._objective = objective_of(model, loss, self.perturb)
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
         self._last_batch: tuple[Batch, Stream] | None = None
         self._sizes: dict[str, int] | None = None  # of what the last step perturbed

@@ -12,8 +12,15 @@ from multitangent.aggregation import Aggregator
 from multitangent.engine import Engine, NoDerivatives, precision_of
 from multitangent.gradient._coefficients import Combination, combine
 from multitangent.objective import Batch
-from multitangent.perturbation import Run
-from multitangent.tangents import Needs, Observation, Stream, Tangents, TangentSource
+from multitangent.perturbation import Run, discount_of
+from multitangent.tangents import (
+    Needs,
+    Observation,
+    Stream,
+    Tangents,
+    TangentsInTime,
+    TangentSource,
+)
 
 
 def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
@@ -48,16 +55,17 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
     run = problem.perturbation(batch, stream, tangents)
     losses, jvps, output_tangents = problem.engine_of_step(tangents)(run, tangents)
     with torch.autocast(jvps.device.type, enabled=False):
-        gram, jvps = problem.reduce(tangents.gram().to(jvps.device), jvps)
+        seen = _as_seen(tangents, run, jvps)
+        gram, jvps = problem.reduce(seen.gram().to(jvps.device), jvps)
         combination = combine(
             problem.source,
             problem.aggregator,
             gram,
             jvps,
-            tangents.dimension,
+            seen.dimension,
             precision_of(problem.engine, jvps.dtype),
         )
-        values = tangents.combine(combination.coefficients)
+        values = seen.combine(combination.coefficients)
         gradients = run.pullback(values)
     return Step(
         losses,
@@ -69,6 +77,12 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
         per_sample=run.per_sample,
         output_tangents=output_tangents,
     )
+
+
+def _as_seen(tangents: Tangents, run: Run, jvps: Tensor) -> Tangents | TangentsInTime:
+    """The tangents as the losses see them: as far as each token, if losses are those of tokens."""
+    discount = discount_of(run)
+    return tangents if discount is None else TangentsInTime(tangents, jvps.shape[-1], discount)
 
 
 def _local(gram: Tensor, jvps: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +127,7 @@ class Step:
     """What one step found.
 
     Attributes:
-        losses: Of the samples, ``[B]``.
+        losses: Of the samples, ``[B]``, or of their tokens, ``[B, T]``.
         gram: Gram matrix of the tangents as they were drawn.
         combination: Coefficients, and what the aggregator saw.
         gradients: The gradients of the batch's loss by the parameters.

@@ -17,8 +17,9 @@ from multitangent.engine import (
     SplitError,
     Trial,
 )
-from multitangent.gradient._comparison import Comparison, NoReferenceError, VerificationError
+from multitangent.gradient._comparison import Comparison, NoReferenceError
 from multitangent.gradient._step import Problem, step
+from multitangent.gradient._verification_error import VerificationError
 from multitangent.objective import Batch, Objective, kept_parameters
 from multitangent.perturbation import BoundPerturbation
 from multitangent.tangents import Stream
@@ -113,7 +114,8 @@ def _runs(problem: Problem, objective: Objective, batch: Batch, stream: Stream) 
 def in_double_precision(objective: Objective) -> Objective:
     """A copy of model and loss."""
     model, loss = copy.deepcopy((objective.model, objective.given_loss))
-    return Objective(model.double(), loss.double() if isinstance(loss, nn.Module) else loss)
+    loss = loss.double() if isinstance(loss, nn.Module) else loss
+    return Objective(model.double(), loss, has_tokens=objective.has_tokens)
 
 
 def double(value: Tensor) -> Tensor:

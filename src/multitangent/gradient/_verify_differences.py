@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multitangent._structures import map_tensors
 from multitangent.engine import Trial, agree
-from multitangent.gradient._comparison import Comparison, VerificationError, check_parameters
+from multitangent.gradient._causality import cuts, not_causal
+from multitangent.gradient._comparison import Comparison, check_parameters
 from multitangent.gradient._step import Problem
+from multitangent.gradient._verification_error import VerificationError
 from multitangent.gradient._verify import chosen, double, in_double_precision
-from multitangent.objective import Batch, Objective, SavedState, kept_parameters
-from multitangent.perturbation import BoundPerturbation, Inject, LazyRun, Run
-from multitangent.tangents import Stream, Tangents
+from multitangent.objective import Batch, Objective, SavedState, Statistics, kept_parameters
+from multitangent.perturbation import BoundPerturbation, Inject, LazyRun, Run, discount_of
+from multitangent.tangents import Stream, Tangents, TangentsInTime
 
 _FAR = 1.0  # samples that do not depend on each other do not so over any distance
 _ROUNDING = 100  # times the precision of the losses
@@ -34,8 +37,9 @@ def verify_differences(
 
     Two runs have to give the same losses, or their difference would be noise over epsilon. A step
     has to leave in modules what one run leaves. Where values are of one sample each, the loss of a
-    sample must not change when the values of another one are moved, and the local steps have to
-    give the gradients of backpropagation, as far as that has one.
+    sample must not change when the values of another one are moved, nor that of a token when later
+    positions are, and the local steps have to give the gradients of backpropagation, as far as that
+    has one.
 
     Args:
         problem: What is differentiated and how, with an engine that runs a batch as a whole.
@@ -89,16 +93,18 @@ class _Differences(Comparison):
         self._check_repeated(run, found.losses)
         if run.per_sample and self.few.size > 1:
             self._check_independence(run, tangents)
+        if discount_of(run) is not None:
+            self._check_causality(run, tangents, found.losses.shape[1])
         before.restore()
         self._check_state(after)
         before.restore()
         if run.per_sample:
             self._check_local_steps(run, tangents)
 
-    def _rerun(self, run: Run, inject: Inject) -> Tensor:
+    def _rerun(self, run: Run, inject: Inject, statistics: Statistics | None = None) -> Tensor:
         evaluate = run.evaluate_lazily if isinstance(run, LazyRun) else run.evaluate
         with torch.no_grad():
-            return evaluate(run.batch, inject, self.problem.engine.statistics).losses
+            return evaluate(run.batch, inject, statistics or self.problem.engine.statistics).losses
 
     def _check_repeated(self, run: Run, primal: Tensor) -> None:
         one, other = (self._rerun(run, _unchanged) for _ in range(2))
@@ -111,16 +117,7 @@ class _Differences(Comparison):
 
     def _check_independence(self, run: Run, tangents: Tangents) -> None:
         """Raise if moving the values of the first sample changes the losses of others."""
-
-        def moved(value: Tensor, name: str, samples: slice) -> Tensor:
-            block = tangents.blocks.get(name)
-            row = None if block is None else block.row(0)
-            if row is None:
-                return value
-            value = value.clone()
-            value[0] += _FAR * row[0].to(value.dtype)
-            return value
-
+        moved = _moved(tangents, slice(0, 1))
         losses = self._rerun(run, _unchanged), self._rerun(run, moved)
         if _differs(*(of_run[1:] for of_run in losses)):
             raise VerificationError(
@@ -129,6 +126,17 @@ class _Differences(Comparison):
                 f"activations of one change the losses of others, on {self.few.size} samples of "
                 "the batch. Try `perturb='weights'`, or `Activations(sites=[...])`."
             )
+
+    def _check_causality(self, run: Run, tangents: Tangents, num_tokens: int) -> None:
+        """Raise if moving the values of later positions changes the losses of tokens."""
+        TangentsInTime(tangents, num_tokens)
+        still = self._rerun(run, _unchanged, "coupled")
+        for place in cuts(num_tokens):
+            for name in reversed(tangents.blocks):
+                moved = _moved(tangents, (slice(None), slice(place, None)), name)
+                losses = self._rerun(run, moved, "coupled")
+                if _differs(still[:, :place], losses[:, :place]):
+                    raise not_causal(name, place)
 
     def _check_state(self, after: SavedState) -> None:
         """Raise if a step leaves something else in modules than one run of the model does."""
@@ -149,6 +157,21 @@ class _Differences(Comparison):
         except RuntimeError:  # the loss has no derivative, or no function that leads to it
             return
         check_parameters(self.objective, run.pullback(true.of_values), true)
+
+
+def _moved(tangents: Tangents, place: Any, name: str | None = None) -> Inject:
+    """Moves a part of the perturbed values far along the first tangent: of one or of all."""
+
+    def moved(value: Tensor, reached: str, samples: slice) -> Tensor:
+        block = tangents.blocks.get(reached)
+        row = None if block is None or name not in (None, reached) else block.row(0)
+        if row is None:
+            return value
+        value = value.clone()
+        value[place] += _FAR * row.expand_as(value)[place].to(value.dtype)
+        return value
+
+    return moved
 
 
 def _unchanged(value: Tensor, name: str, samples: slice) -> Tensor:

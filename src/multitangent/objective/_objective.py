@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
     """What came of a run of the model.
 
     Attributes:
-        losses: Of the samples, ``[b]``.
+        losses: Of the samples, ``[b]``; of their tokens, ``[b, T]``, if the objective has tokens.
         output: The model's output.
     """
 
@@ -43,11 +43,21 @@ class Objective:
             of PyTorch, whose ``reduction`` is read.
         takes_scalar: Whether the loss may also return one number for the whole batch, which then
             counts as the loss of every sample.
+        has_tokens: Whether evaluations have the losses of tokens, which add up to those of the
+            samples. A callable then returns ``[B, T]``, of which the mean is meant.
     """
 
-    def __init__(self, model: nn.Module, loss: Any, *, takes_scalar: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Any,
+        *,
+        takes_scalar: bool = False,
+        has_tokens: bool = False,
+    ) -> None:
         self.model = model
-        self.loss = PerSampleLoss(loss, takes_scalar=takes_scalar)
+        self.loss = PerSampleLoss(loss, takes_scalar=takes_scalar, has_tokens=has_tokens)
+        self.has_tokens = has_tokens
         self.given_loss = loss
         self._loss_modules = [loss] if isinstance(loss, nn.Module) else []
         self._modules = [model, *self._loss_modules]
@@ -83,11 +93,15 @@ class Objective:
         losses = self.loss(output, part.target, part.correction, part.has_target_per_sample)
         if self.loss.is_of_batch:
             return losses.expand(part.size)
-        if losses.shape[0] != part.size:
-            raise ValueError(
-                "`loss` should return one number per sample. Found "
-                f"{losses.shape[0]} numbers for {part.size} samples."
-            )
+        _check_count(losses, part)
+        return losses
+
+    def token_losses(self, output: Any, part: Batch) -> Tensor:
+        """The losses ``[b, T]`` of the tokens of some samples, which add up to `losses`."""
+        losses = self.loss.of_tokens(
+            output, part.target, part.correction, part.has_target_per_sample
+        )
+        _check_count(losses, part)
         return losses
 
     def evaluation(self, output: Any, part: Batch, *, keep: bool = False) -> Evaluation:
@@ -99,7 +113,8 @@ class Objective:
             keep: Whether the output stays as it is even if the loss writes into it.
         """
         kept = output.clone() if keep and isinstance(output, Tensor) else output
-        return Evaluation(self.losses(output, part), kept)
+        losses = self.token_losses(output, part) if self.has_tokens else self.losses(output, part)
+        return Evaluation(losses, kept)
 
     def scale(self, batch: Batch) -> float:
         """The weight of one sample's loss in the loss of the batch."""
@@ -183,6 +198,14 @@ class Objective:
             yield
         finally:
             saved.restore()
+
+
+def _check_count(losses: Tensor, part: Batch) -> None:
+    if losses.shape[0] != part.size:
+        raise ValueError(
+            "`loss` should return one number per sample. Found "
+            f"{losses.shape[0]} numbers for {part.size} samples."
+        )
 
 
 def output_tensor(output: Any) -> Tensor:

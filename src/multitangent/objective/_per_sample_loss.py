@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multitangent.dual import primal
@@ -20,11 +21,20 @@ class PerSampleLoss:
         loss: A callable ``(output, target) -> [B]``, of which the mean is meant, or a loss module
             of PyTorch, whose ``reduction`` is read.
         takes_scalar: Whether one number for the whole batch is accepted too, a tensor ``[]`` then.
+        has_tokens: Whether a sample's loss is made of the losses of its tokens. A callable then
+            returns ``[B, T]``, of which the mean is meant.
     """
 
-    def __init__(self, loss: Callable[[Any, Any], Tensor], *, takes_scalar: bool = False) -> None:
+    def __init__(
+        self,
+        loss: Callable[[Any, Any], Tensor],
+        *,
+        takes_scalar: bool = False,
+        has_tokens: bool = False,
+    ) -> None:
         self._function = loss
         self._takes_scalar = takes_scalar
+        self.has_tokens = has_tokens
         self.is_of_batch = False  # whether the last value was one number for the whole batch
         self._takes_tensors = type(loss).__module__.startswith("torch.nn.")
         self._module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
@@ -76,8 +86,8 @@ class PerSampleLoss:
         has_target_per_sample: bool = False,
     ) -> Tensor:
         """The losses ``[b]`` of b samples."""
-        if self._takes_tensors and not isinstance(output, Tensor):
-            raise _no_tensor(self._function, output)
+        if self.has_tokens:
+            return self.of_tokens(output, target, correction, has_target_per_sample).sum(1)
         losses = self._unreduced(output, target)
         self.is_of_batch = self._takes_scalar and _is_scalar(losses)
         if self.is_of_batch:
@@ -89,11 +99,38 @@ class PerSampleLoss:
             return losses
         if losses.ndim > 1:
             rest = list(range(1, losses.ndim))
-            elements = self._stated in ("sum", "batchmean") or isinstance(
-                self._function, (nn.CrossEntropyLoss, nn.NLLLoss)
-            )
-            losses = losses.sum(rest) if elements else losses.mean(rest)
+            losses = losses.sum(rest) if self._adds_elements else losses.mean(rest)
         return losses if correction == 1.0 else losses * correction
+
+    def of_tokens(
+        self,
+        output: Any,
+        target: Any,
+        correction: float = 1.0,
+        has_target_per_sample: bool = False,
+    ) -> Tensor:
+        """The losses ``[b, T]`` of the tokens, which add up to the losses ``[b]`` of the samples.
+
+        A label that does not count has a loss of 0, and so has a last token without a label.
+        """
+        losses = self._unreduced(output, target)
+        if self._module and has_target_per_sample:
+            _check_alignment(losses, output, target)
+        _check_per_token(losses, may_have_more=self._module)
+        if isinstance(self._function, LogitsLoss) and self._function.shift:
+            losses = F.pad(losses, (0, 0) * (losses.ndim - 2) + (0, 1))
+        if losses.ndim > 2:
+            rest = list(range(2, losses.ndim))
+            losses = losses.sum(rest) if self._adds_elements else losses.mean(rest)
+        weight = correction if self._adds_elements else correction / losses.shape[1]
+        return losses if weight == 1.0 else losses * weight
+
+    @property
+    def _adds_elements(self) -> bool:
+        """Whether a sample's loss is the sum over its elements, not their mean."""
+        return self._stated in ("sum", "batchmean") or isinstance(
+            self._function, (nn.CrossEntropyLoss, nn.NLLLoss)
+        )
 
     def stated(self, output: Any, target: Any) -> Tensor | None:
         """The loss of the batch as a loss module itself reduces it, ``None`` if it does not."""
@@ -103,6 +140,8 @@ class PerSampleLoss:
         return value.detach() if isinstance(value, Tensor) and value.ndim == 0 else None
 
     def _unreduced(self, output: Any, target: Any) -> Any:
+        if self._takes_tensors and not isinstance(output, Tensor):
+            raise _no_tensor(self._function, output)
         if not self._module:
             return self._function(output, target)
         module: Any = self._function
@@ -150,3 +189,18 @@ def _check_per_sample(losses: Any) -> None:
             "returns an object with logits, or reduction='none' and a mean over all axes but the "
             "first."
         )
+
+
+def _check_per_token(losses: Any, *, may_have_more: bool) -> None:
+    """Raise unless losses are ``[b, T]``, or have further axes where a module reduces those."""
+    fits = isinstance(losses, Tensor) and (losses.ndim == 2 or (may_have_more and losses.ndim > 2))
+    if fits and losses.shape[1] > 0:
+        return
+    description = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else repr(losses)
+    raise ValueError(
+        "`loss` should return one number per token, a tensor of shape [B, T], for "
+        f"`Activations(credit='token')`. Found {description}. Try a loss module such as "
+        "torch.nn.CrossEntropyLoss() for logits [B, classes, T], "
+        "multitangent.objective.LogitsLoss() for logits [B, T, classes], reduction='none', or "
+        "credit='sample'."
+    )

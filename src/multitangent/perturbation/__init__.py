@@ -8,6 +8,7 @@ from multitangent.perturbation._perturbation import (
     LazyRun,
     Perturbation,
     Run,
+    discount_of,
     no_injection,
 )
 from multitangent.perturbation._pullback import leaves, without_hooks
@@ -24,6 +25,7 @@ __all__ = [
     "Run",
     "Site",
     "Weights",
+    "discount_of",
     "find_sites",
     "leaves",
     "no_injection",

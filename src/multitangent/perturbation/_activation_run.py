@@ -83,6 +83,8 @@ class ActivationRun:
         own_tangents: Whether samples have tangents of their own.
         ending: How the model ends, if the loss's own derivative is used there.
         recompute: Whether layers run again for their local step.
+        discount: With which the loss of a token is credited to positions before it; ``None`` where
+            losses are those of samples.
     """
 
     per_sample = True
@@ -98,8 +100,10 @@ class ActivationRun:
         own_tangents: bool,
         ending: Ending | None,
         recompute: bool,
+        discount: float | None = None,
     ) -> None:
         self.batch = batch
+        self.discount = discount
         self.scale = objective.scale(batch)
         self.tangents = tangents
         self._objective = objective

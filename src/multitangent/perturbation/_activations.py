@@ -14,6 +14,12 @@ from multitangent.perturbation._perturbation import BoundPerturbation
 from multitangent.perturbation._sites import Site, find_sites
 from multitangent.tangents import Stream, Tangents
 
+_CHOICES = {
+    "share": ("batch", "sample"),
+    "output": ("perturbed", "exact"),
+    "credit": ("sample", "token"),
+}
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -39,27 +45,70 @@ class Activations:
             a transformer behind its last block, that site is not perturbed: it and what follows
             belong to the loss. With ``recompute`` the last site must end in the model's output.
         recompute: Run a layer again for its local step, instead of keeping its local graph.
+        credit: ``"sample"`` measures the loss of every sample. ``"token"`` is for models that are
+            causal in time: it measures the loss of every token, ``[K, B, T]``, and credits a
+            position with the losses from its own token on. Every site's output is then
+            ``[B, T, ...]``, a loss module returns ``[B, T]`` without its reduction, and a function
+            ``[B, T]``, of which the mean is taken.
+        discount: With ``credit="token"``, what a loss counts for a position t steps before it, to
+            the power of t: at least 0 and at most 1. Below 1 the gradient has a bias and less
+            noise.
 
     Raises:
-        ValueError: If an option is unknown; when bound to a model, if a site is unknown or sites
-            lie inside one another.
+        ValueError: If an option is unknown or out of range; when bound to a model, if a site is
+            unknown or sites lie inside one another.
 
     Examples:
-        >>> Activations(share="sample")
-        Activations(sites=None, share='sample', output='perturbed', recompute=False)
+        >>> Activations(share="sample").output
+        'perturbed'
+
+        Six tangents span all T n = 6 activations, so this gradient is exact:
+
+        >>> import torch
+        >>> from multitangent import ForwardGradient, Normal
+        >>> model = nn.GRU(4, 2, batch_first=True)
+        >>> loss = lambda output, y: (output[0] - y).square().sum(2)  # [B, T]
+        >>> gradient = ForwardGradient(
+        ...     model, loss, Normal(6), perturb=Activations(credit="token")
+        ... )
+        >>> x, y = torch.randn(8, 3, 4), torch.randn(8, 3, 2)
+        >>> round(gradient.assess(x, y).cosine, 3)
+        1.0
     """
 
     sites: Sequence[str] | None = None
     share: Literal["batch", "sample"] = "batch"
     output: Literal["perturbed", "exact"] = "perturbed"
     recompute: bool = False
+    credit: Literal["sample", "token"] = "sample"
+    discount: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, choices in (("share", ("batch", "sample")), ("output", ("perturbed", "exact"))):
+        for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"`{name}` should be one of {choices}. Found {value!r}.")
+        if not (isinstance(self.discount, int | float) and 0 <= self.discount <= 1):
+            raise ValueError(
+                f"`discount` should be at least 0 and at most 1. Found {self.discount!r}."
+            )
+        if self.credit == "sample" and self.discount != 1:
+            raise ValueError(
+                "`discount` should be 1 for credit='sample', which knows no time. Found "
+                f"{self.discount!r}. Try `Activations(credit='token', discount={self.discount!r})`."
+            )
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the losses of tokens are measured."""
+        return self.credit == "token"
 
     def bind(self, objective: Objective) -> BoundPerturbation:
+        if objective.has_tokens != self.has_tokens:
+            raise ValueError(
+                f"`objective` should be one with has_tokens={self.has_tokens} for "
+                f"`Activations(credit={self.credit!r})`. Found has_tokens={objective.has_tokens}. "
+                f"Try `Objective(model, loss, has_tokens={self.has_tokens})`."
+            )
         return _BoundActivations(objective, self, find_sites(objective.model, self.sites))
 
 
@@ -83,4 +132,5 @@ class _BoundActivations:
             own_tangents=self.options.share == "sample",
             ending=self.ending if self.options.output == "exact" else None,
             recompute=self.options.recompute,
+            discount=self.options.discount if self.options.has_tokens else None,
         )

@@ -110,6 +110,16 @@ class Perturbation(Protocol):
         """Check the model; returns what makes the runs."""
 
 
+def discount_of(run: Run) -> float | None:
+    """With which discount the loss of a token is credited to the positions up to it.
+
+    A run whose losses are those of tokens, ``[B, T]``, has an attribute `discount`. It is ``None``
+    for any other run, whose losses are those of samples.
+    """
+    discount = getattr(run, "discount", None)
+    return None if discount is None else float(discount)
+
+
 def again(change: Change | None, starts_after: bool) -> AbstractContextManager[None]:
     """In this block modules run once more, and what they keep stays as it is.
 

@@ -7,6 +7,7 @@ from multitangent.tangents._every import Every
 from multitangent.tangents._factored_block import FactoredBlock
 from multitangent.tangents._feedback import Feedback
 from multitangent.tangents._guesses import GuessSource, StatefulSource, guess_block
+from multitangent.tangents._in_time import TangentsInTime
 from multitangent.tangents._independent import IndependentRows
 from multitangent.tangents._local_loss import LocalLoss
 from multitangent.tangents._low_rank import LowRank
@@ -51,5 +52,6 @@ __all__ = [
     "Stream",
     "TangentSource",
     "Tangents",
+    "TangentsInTime",
     "guess_block",
 ]

@@ -19,7 +19,7 @@ PAPER = ("fc", "resnet18", "vit")
 MODELS = (*PAPER, "gpt")
 _OF_FC = {"width": "embedding", "hidden_layers": "blocks"}  # and what it is for gpt
 _OF_GPT = ("embedding", "blocks", "heads")
-_OF_TEXT = ("data_file", "level", "context")
+_OF_TEXT = ("data_file", "level", "context", "credit")
 _DEFAULTS = Settings()
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
@@ -107,10 +107,25 @@ def _check_settings(config: Settings) -> None:
     for name in _OF_TEXT:
         if name in changed and config.dataset != "text":
             raise _not_for(name, "--dataset text", changed[name])
+    _check_credit(config)
     if config.embedding % config.heads:
         raise ConfigError(
             "`heads` should divide `embedding`, which they share. Found "
             f"{config.heads} and {config.embedding}. Try heads=4."
+        )
+
+
+def _check_credit(config: Settings) -> None:
+    if config.credit == "sample" and config.discount != _DEFAULTS.discount:
+        raise _not_for("discount", "--credit token", config.discount)
+    if config.credit == "token" and config.perturb == "weights":
+        raise ConfigError(
+            "`credit` should be sample for weights: a weight acts at all positions, so that every "
+            "token's loss depends on it. Found token. Try --perturb activations."
+        )
+    if config.discount > 1:
+        raise ConfigError(
+            f"`discount` should be at most 1. Found {config.discount}. Try the default, 1.0."
         )
 
 

@@ -59,6 +59,11 @@ class Settings:
     output: Suppress[Literal["perturbed", "exact"] | None] = None
     """Whether the logits are perturbed too, as in the paper and by default, or use the loss's own
     derivative, as by default beside guesses (activations only)."""
+    credit: Literal["sample", "token"] = "sample"
+    """Whose losses are measured (activations only): those of samples, or of every token of a text,
+    each credited to the positions up to it, for a model that is causal in time."""
+    discount: Suppress[float] = 1.0
+    """With --credit token: what a loss counts for the position before its own."""
     gain: Suppress[float | Literal["auto"]] = "auto"
     """Beside guesses: the share of what they miss that the random tangents bring back."""
     images: Suppress[int | None] = None

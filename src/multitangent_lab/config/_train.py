@@ -74,6 +74,8 @@ class TrainConfig(RunSettings):
                 )
             names = ("tangents", "perturb", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
+        if config.gradient in ("backpropagation", "mezo", "residual"):  # they measure no activation
+            config = replace(config, credit=_DEFAULTS.credit, discount=_DEFAULTS.discount)
         if config.gradient == "mezo":
             config = replace(
                 config,
@@ -257,6 +259,7 @@ def as_json(config: Settings) -> dict[str, Any]:
 _DEFAULTS = RunSettings()
 _LATER = (
     "gain", "hidden_layers", "images", "recalibrate", "data", "level", "context", "embedding",
-    "blocks", "heads", "text_hash", "code_hash", "until_loss", "evaluate_every",
+    "blocks", "heads", "text_hash", "code_hash", "until_loss", "evaluate_every", "credit",
+    "discount",
 )  # fmt: skip
 _PLACES = ("data_dir", "data_file", "device", "run_dir", "resume", "tensorboard")

@@ -7,7 +7,7 @@ from multitangent_lab.data._files import data_directory
 from multitangent_lab.data._own import OwnData, own_data
 from multitangent_lab.data._raw import DATASET_NAMES
 from multitangent_lab.data._samples import Data, Loss, Samples
-from multitangent_lab.data._text import Text, Windows, load_text, next_token_loss
+from multitangent_lab.data._text import Text, Windows, load_text, next_token_loss, next_token_losses
 
 __all__ = [
     "DATASET_NAMES",
@@ -26,5 +26,6 @@ __all__ = [
     "load_dataset",
     "load_text",
     "next_token_loss",
+    "next_token_losses",
     "own_data",
 ]

@@ -98,6 +98,11 @@ class Text:
         return next_token_loss
 
     @property
+    def token_loss(self) -> Loss:
+        """The loss of every token, `[B, T]`."""
+        return next_token_losses
+
+    @property
     def has_classes(self) -> bool:
         return False
 
@@ -137,8 +142,25 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
         >>> next_token_loss(torch.zeros(2, 3, 10), torch.zeros(2, 3, dtype=torch.int64)).exp()
         tensor([10., 10.])
     """
+    return next_token_losses(logits, targets).mean(1)
+
+
+def next_token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Returns the cross-entropy of every token, in nats.
+
+    Args:
+        logits: `[B, T, V]`.
+        targets: The tokens that follow, `[B, T]`.
+
+    Returns:
+        `[B, T]`.
+
+    Examples:
+        >>> next_token_losses(torch.zeros(1, 3, 10), torch.zeros(1, 3, dtype=torch.int64)).exp()
+        tensor([[10., 10., 10.]])
+    """
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.reshape(targets.shape).mean(1)
+    return losses.reshape(targets.shape)
 
 
 def load_text(

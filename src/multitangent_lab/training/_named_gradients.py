@@ -89,7 +89,8 @@ def build_gradient(
     Args:
         config: The configuration.
         model: The model.
-        loss: From outputs and targets to one number per sample, or to their mean.
+        loss: From outputs and targets to one number per sample, or to their mean; to one number per
+            token for `credit="token"`.
         has_classes: Whether a sample has one class as its target.
     """
     if config.gradient == "backpropagation":
@@ -100,7 +101,12 @@ def build_gradient(
     config = config.resolved()
     assert config.share is not None
     assert config.output is not None
-    activations = Activations(share=config.share, output=config.output)
+    activations = Activations(
+        share=config.share,
+        output=config.output,
+        credit=config.credit,
+        discount=config.discount,
+    )
     assert config.num_tangents is not None
     perturb = activations if config.perturb == "activations" else Weights()
     random = SOURCES[config.tangents]

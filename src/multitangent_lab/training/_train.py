@@ -160,7 +160,11 @@ def _build_module(
         model = _build_model(config, dataset)
     model.to(device)
     classes = dataset.has_classes
-    gradient = build_gradient(config, model, dataset.loss, has_classes=classes)
+    loss = dataset.loss
+    if config.credit == "token":
+        assert isinstance(dataset, Text)
+        loss = dataset.token_loss
+    gradient = build_gradient(config, model, loss, has_classes=classes)
     rate = 1.0 if config.learning_rate == "auto" else config.learning_rate
     assert config.optimizer is not None
     optimizer = build_optimizer(config.optimizer, model.parameters(), rate)
