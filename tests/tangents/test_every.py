@@ -24,6 +24,7 @@ from multitangent.tangents import Every, LocalLoss, LowRank, RunningMean, Scaled
 
 ACTIVATIONS = Activations(share="sample", output="exact")
 SOURCE = ScaledByRMS(Normal(2)) + Feedback(2) + OwnValue()
+ORDERED = Feedback(2), OwnValue(), ScaledByRMS(Normal(2))
 
 
 def made():
@@ -105,6 +106,14 @@ def test_weights_with_factors():
     )  # fmt: skip
     for loss in stored:
         torch.testing.assert_close(trained(redrawn, x, y, 1), loss)
+
+
+def test_an_assessment_tells_its_sources_apart():
+    model, x, y = made()
+    gradient = gradient_of(LocalLoss() + Every(3, SOURCE), model)
+    trained(gradient, x, y, 3)
+    captured = gradient.assess(x, y).captured
+    assert list(captured) == [repr(part) for part in (LocalLoss(), *ORDERED)] + ["all"]
 
 
 def test_it_goes_on_from_a_saved_state():

@@ -122,7 +122,7 @@ def _places(tangents: TangentSource) -> Iterator[tuple[str, list[int]]]:
     """The sources that add up to one, each with the places of its tangents."""
     first = 0
     texts: list[str] = []
-    for source in tangents.summands:
+    for source in tangents.parts:
         texts.append(repr(source))
         count = texts.count(texts[-1])
         place = texts[-1] if count == 1 else f"{texts[-1]} #{count}"

@@ -68,6 +68,10 @@ class Every(TangentSource):
     def sources(self) -> tuple[TangentSource, ...]:
         return (self._all,)
 
+    @property
+    def parts(self) -> tuple[TangentSource, ...]:
+        return self._all.parts
+
     def init(self) -> TangentSource:
         return Every(self.period, self.inner.init())
 

@@ -91,6 +91,11 @@ class TangentSource(ABC):
         return (self,)
 
     @property
+    def parts(self) -> tuple[TangentSource, ...]:
+        """The sources whose tangents follow one another in this one; of most, itself alone."""
+        return (self,)
+
+    @property
     def guesses(self) -> tuple[bool, ...]:
         """Which of the K tangents are guesses of the gradient rather than random directions."""
         if self.sources:
@@ -152,6 +157,10 @@ class _SumOfSources(TangentSource):
     @property
     def summands(self) -> tuple[TangentSource, ...]:
         return self.terms
+
+    @property
+    def parts(self) -> tuple[TangentSource, ...]:
+        return tuple(part for term in self.terms for part in term.parts)
 
     def init(self) -> TangentSource:
         return _SumOfSources(tuple(source.init() for source in self.terms))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -11,30 +11,46 @@ from typing import Any
 from multitangent_lab.benchmarks._case import Case, make_case, make_gradient
 from multitangent_lab.benchmarks._flops import count_flops
 from multitangent_lab.benchmarks._timing import interleaved
-from multitangent_lab.config import BenchConfig, TrainConfig
+from multitangent_lab.config import BenchConfig, GradientName, TrainConfig
 from multitangent_lab.training import build_gradient
 
-_COUNTS = {"feedback": 4, "local": 4, "informed": 8}  # of the gradients of `multitangent train`
+_COUNTS: Mapping[GradientName, int] = {"feedback": 4, "local": 4}  # others: as by default
+_GUESSES: Mapping[str, Sequence[GradientName]] = {
+    "fc": ("feedback", "local", "informed"),
+    "resnet18": ("feedback", "local", "informed"),
+    "vit": ("feedback", "local", "informed", "residual"),
+}
+
+
+@dataclass(frozen=True)
+class _Method:
+    """One step of a gradient, or as many as there are from one that learns to the next."""
+
+    num_tangents: int
+    run: Callable[[], object]
+    steps: int = 1
 
 
 def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
     """One row for each gradient: K, operations and the time of a step, as ratios too.
 
     Random tangents are shared by the batch, as is their default, and their step the usual one;
-    guesses go with random tangents per sample and the exact derivative at the output.
-    `random_tangents_of_equal_time` says for how many of them a step would take as long, between the
-    numbers that were measured.
+    guesses go with random tangents per sample and the exact derivative at the output. Where they
+    learn in some steps only, the figures are the mean of a step over the whole period.
+    `random_tangents_of_equal_time` says for how many random tangents a step would take as long,
+    between the numbers that were measured.
     """
     case = make_case(config)
-    steps: dict[str, tuple[int, Callable[[], object]]] = {
-        "backpropagation": (0, case.backpropagation),
-        **{f"{k} random": (k, _random(config, case, k)) for k in config.counts},
-        **{name: (k, _guessing(config, case, name, k)) for name, k in _COUNTS.items()},
+    methods: dict[str, _Method] = {
+        "backpropagation": _Method(0, case.backpropagation),
+        **{f"{k} random": _random(config, case, k) for k in config.counts},
+        **{name: _guessing(config, case, name) for name in _GUESSES[config.model]},
     }
     times = interleaved(
-        {name: step for name, (_, step) in steps.items()}, config.repeats, case.model.zero_grad
+        {name: method.run for name, method in methods.items()}, config.repeats, case.model.zero_grad
     )
-    flops = {name: count_flops(step) for name, (_, step) in steps.items()}
+    times = {n: [time / methods[n].steps for time in values] for n, values in times.items()}
+    flops = {name: count_flops(method.run) / method.steps for name, method in methods.items()}
     ratios = {
         name: median(a / b for a, b in zip(values, times["backpropagation"], strict=True))
         for name, values in times.items()
@@ -43,27 +59,40 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
     return [
         {
             "gradient": name,
-            "num_tangents": count,
-            "flops": flops[name],
+            "num_tangents": method.num_tangents,
+            "learn_every": method.steps,
+            "flops": round(flops[name]),
             "flops_to_backpropagation": round(flops[name] / flops["backpropagation"], 3),
             "ms": round(median(times[name]), 3),
             "ratio_to_backpropagation": round(ratios[name], 3),
             "random_tangents_of_equal_time": _equal(points, ratios[name])
-            if name in _COUNTS
+            if name in _GUESSES[config.model]
             else None,
         }
-        for name, (count, _) in steps.items()
+        for name, method in methods.items()
     ]
 
 
-def _random(config: BenchConfig, case: Case, count: int) -> Callable[[], object]:
-    return case.step(make_gradient(replace(config, num_tangents=count), case))
+def _random(config: BenchConfig, case: Case, count: int) -> _Method:
+    step = case.step(make_gradient(replace(config, num_tangents=count), case))
+    return _Method(count, step)
 
 
-def _guessing(config: BenchConfig, case: Case, name: str, count: int) -> Callable[[], object]:
-    chosen = TrainConfig(gradient=name, num_tangents=count, seed=config.seed)  # type: ignore[arg-type]
+def _guessing(config: BenchConfig, case: Case, name: GradientName) -> _Method:
+    count = _COUNTS.get(name)
+    chosen = TrainConfig(
+        model=config.model, gradient=name, num_tangents=count, seed=config.seed
+    ).resolved()
+    assert chosen.num_tangents is not None
     gradient = build_gradient(chosen, case.model, case.loss)
-    return lambda: gradient(case.x, case.y)
+    steps = chosen.learn_every or 1
+
+    def run() -> None:
+        for _ in range(steps):
+            case.model.zero_grad()
+            gradient(case.x, case.y)
+
+    return _Method(chosen.num_tangents, run, steps)
 
 
 def _equal(points: list[tuple[int, float]], ratio: float) -> float | None:

@@ -13,6 +13,7 @@ AT_LEAST = dict.fromkeys(
     (
         "width", "hidden_layers", "num_tangents", "images", "batch_size", "epochs", "patience",
         "context", "embedding", "heads", "estimates", "evaluate_every",
+        "learn_every",
     ),
     1,
 ) | {"seed": 0, "blocks": 2}  # fmt: skip
@@ -64,6 +65,9 @@ class Settings:
     each credited to the positions up to it, for a model that is causal in time."""
     discount: Suppress[float] = 1.0
     """With --credit token: what a loss counts for the position before its own."""
+    learn_every: int | None = None
+    """Guesses learn from random tangents in every m-th step, and are used alone in the others; by
+    default in every 16th for fc, and in all for other models."""
     gain: Suppress[float | Literal["auto"]] = "auto"
     """Beside guesses: the share of what they miss that the random tangents bring back."""
     images: Suppress[int | None] = None

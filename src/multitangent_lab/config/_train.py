@@ -14,12 +14,14 @@ from tyro.conf import Suppress
 from multitangent_lab._errors import ConfigError
 from multitangent_lab._hashes import digest, without_defaults
 from multitangent_lab.config._choices import PAPER, with_implied
-from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
+from multitangent_lab.config._gradient_names import WITH_GUESSES, ChosenName, GradientName
 from multitangent_lab.config._learning_rates import default_learning_rate
 from multitangent_lab.config._settings import RunSettings, Settings
 
 _NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES = 16, 8
 _GPT_RATE = 0.0015  # of AdamW
+_WITH_RESIDUAL_STREAM = ("vit", "gpt")
+_PERIOD_OF_FC = 16  # as accurate as learning in every step, see docs/guesses.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +37,11 @@ class TrainConfig(RunSettings):
         multitangent_lab._errors.ConfigError: `epochs` should be at least 1. Found 0. ...
     """
 
-    gradient: GradientName = "informed"
+    gradient: ChosenName = "auto"
     """The gradient; single: the forward gradient of one tangent; informed, feedback, local,
     previous: some of the K tangents are guesses, and one is the value itself; residual: the error
     at the last site is the guess for all of its shape, as it is; mezo: finite differences along one
-    tangent of the weights."""
+    tangent of the weights; auto: residual for vit and gpt, informed for other models."""
     learning_rate: float | Literal["auto"] | None = None
     """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
     set by the curvature along the steps."""
@@ -59,7 +61,7 @@ class TrainConfig(RunSettings):
             ConfigError: The settings do not fit each other.
             DataError: The text can not be read.
         """
-        config = with_implied(self)
+        config = replace(with_implied(self), gradient=self._suiting)
         informed = config.gradient in WITH_GUESSES
         if config.gradient in ("single", "mezo", "residual"):
             config = replace(config, num_tangents=1)
@@ -100,6 +102,7 @@ class TrainConfig(RunSettings):
             share=config.share or ("sample" if informed else "batch"),
             output=config.output or ("exact" if informed else "perturbed"),
             gain=config.gain if informed else _DEFAULTS.gain,
+            learn_every=config._period if informed else 1,
             recalibrate=config.recalibrate or informed,
         )
         assert config.num_tangents is not None
@@ -110,6 +113,20 @@ class TrainConfig(RunSettings):
             name = f"{config.data_name}-{config.label}-{same.hash}"
             config = replace(config, run_dir=Path("runs", name))
         return config
+
+    @property
+    def _suiting(self) -> GradientName:
+        """The gradient that suits the model and the settings, where none is named."""
+        if self.gradient != "auto":
+            return self.gradient
+        is_plain = self.perturb == "activations" and self.output != "perturbed"
+        has_stream = self.model in _WITH_RESIDUAL_STREAM
+        return "residual" if has_stream and is_plain and self.num_tangents is None else "informed"
+
+    @property
+    def _period(self) -> int:
+        """From one step in which guesses learn to the next."""
+        return self.learn_every or (_PERIOD_OF_FC if self.model == "fc" else 1)
 
     def _known_rate(self) -> float | None:
         """A learning rate that is known to suit, or none for torch's own."""
@@ -123,6 +140,7 @@ class TrainConfig(RunSettings):
                 "known. Found none. Try --learning-rate 0.1, or the default optimizer, AdamW."
             )
         assert self.num_tangents is not None
+        assert self.gradient != "auto"
         return default_learning_rate(
             self.dataset, self.gradient, self.num_tangents, self.model, self.width
         )
@@ -186,12 +204,12 @@ class CompareConfig(RunSettings):
         ['backpropagation', 'single', 'mean-16', 'projection-16', 'informed-8']
     """
 
-    gradients: tuple[GradientName, ...] = (
+    gradients: tuple[ChosenName, ...] = (
         "backpropagation",
         "single",
         "mean",
         "projection",
-        "informed",
+        "auto",
     )
     """The gradients to compare."""
     until_loss: float | None = None
@@ -247,7 +265,8 @@ def config_hash(values: dict[str, Any]) -> str:
 
     Those of the first version count always, later ones where they are not at their default.
     """
-    return digest(without_defaults(values, {name: getattr(_DEFAULTS, name) for name in _LATER}))
+    defaults = {name: getattr(_DEFAULTS, name) for name in _LATER} | {"learn_every": 1}
+    return digest(without_defaults(values, defaults))
 
 
 def as_json(config: Settings) -> dict[str, Any]:

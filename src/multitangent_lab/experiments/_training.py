@@ -35,6 +35,7 @@ class Training(Cell):
         hidden_layers: Of `"fc"`.
         images: Training images used, and a quarter as many to validate; all for `None`.
         recalibrate: Whether batch normalisation takes its statistics anew before validation.
+        learn_every: From one step in which guesses learn to the next.
     """
 
     model: Literal["fc", "resnet18", "vit"]
@@ -50,6 +51,7 @@ class Training(Cell):
     hidden_layers: int = 2
     images: int | None = None
     recalibrate: bool = False
+    learn_every: int = 1
 
 
 def training(
@@ -148,7 +150,7 @@ def results(rows: list[Row]) -> list[Row]:
     return found
 
 
-_OF_THE_STUDY = ("epochs", "hidden_layers", "images", "recalibrate")
+_OF_THE_STUDY = ("epochs", "hidden_layers", "images", "recalibrate", "learn_every")
 _RUN = tuple(f.name for f in fields(Training) if f.name not in _OF_THE_STUDY)
 _GUESSING = 90.0  # per cent, of ten classes
 

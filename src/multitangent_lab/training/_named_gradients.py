@@ -24,6 +24,7 @@ from multitangent.gradient import mezo
 from multitangent.objective import normalizes_batches
 from multitangent.perturbation import find_sites
 from multitangent.tangents import (
+    Every,
     LowRank,
     Orthogonal,
     Residual,
@@ -126,9 +127,13 @@ def build_gradient(
             few_outputs=has_classes,
         )
         tangents = ScaledByRMS(random(config.num_tangents - guesses.num_tangents)) + guesses
+        assert config.learn_every is not None
+        if config.learn_every > 1:
+            tangents = Every(config.learn_every, tangents)
         aggregator = ControlVariate(config.gain)
     else:
         tangents = random(config.num_tangents)
+        assert config.gradient != "auto"
         aggregator = AGGREGATORS[config.gradient]
     return kind(
         model,

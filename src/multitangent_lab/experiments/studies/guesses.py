@@ -67,6 +67,9 @@ STUDIES: Mapping[str, Study] = {
         },
         {"epochs": 5},
     ),
+    "two-layers-every-16": Study(
+        "fc", "mnist", {("feedback", 4): (0.1, 0.2, 0.4)}, {"epochs": 5, "learn_every": 16}
+    ),
     "eight-layers": Study(
         "fc",
         "mnist",
@@ -76,6 +79,12 @@ STUDIES: Mapping[str, Study] = {
             ("projection", 12): (0.1, 0.4, 1.6),
         },
         {"epochs": 5, "hidden_layers": 8},
+    ),
+    "eight-layers-every-16": Study(
+        "fc",
+        "mnist",
+        {("feedback", 10): (0.1, 0.2, 0.4)},
+        {"epochs": 5, "hidden_layers": 8, "learn_every": 16},
     ),
     "resnet18-small": Study(
         "resnet18",
@@ -92,6 +101,7 @@ STUDIES: Mapping[str, Study] = {
         "cifar10",
         {
             ("backpropagation", 1): (0.05, 0.1),
+            ("residual", 1): (0.05, 0.1),
             ("feedback", 4): (0.05, 0.1),
             ("projection", 16): (0.1, 0.5),
         },
