@@ -54,6 +54,9 @@ class Settings:
     """How tangents are drawn; low-rank, products of two vectors: of weights only."""
     perturb: Literal["activations", "weights"] = "activations"
     """What tangents are directions of."""
+    sites: tuple[str, ...] | None = None
+    """The modules whose outputs are perturbed, by name; by default the parts of the paper's
+    networks, the blocks of others."""
     share: Suppress[Literal["batch", "sample"] | None] = None
     """Whether the samples of a batch share their random tangents (activations only); by default
     they do, as in the paper, except beside guesses."""

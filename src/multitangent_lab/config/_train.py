@@ -14,13 +14,18 @@ from tyro.conf import Suppress
 from multitangent_lab._errors import ConfigError
 from multitangent_lab._hashes import digest, without_defaults
 from multitangent_lab.config._choices import PAPER, with_implied
-from multitangent_lab.config._gradient_names import WITH_GUESSES, ChosenName, GradientName
+from multitangent_lab.config._gradient_names import WITH_GUESSES, ChosenName
 from multitangent_lab.config._learning_rates import default_learning_rate
 from multitangent_lab.config._settings import RunSettings, Settings
 
 _NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES = 16, 8
 _GPT_RATE = 0.0015  # of AdamW
-_WITH_RESIDUAL_STREAM = ("vit", "gpt")
+# What comes nearest to backpropagation, see docs/guesses.md; for other models it is informed.
+_RECIPES: dict[str, dict[str, Any]] = {
+    "resnet18": {"gradient": "feedback", "num_tangents": 3, "sites": ("stage2", "head")},
+    "vit": {"gradient": "residual"},
+    "gpt": {"gradient": "residual"},
+}
 _PERIOD_OF_FC = 16  # as accurate as learning in every step, see docs/guesses.md
 
 
@@ -41,7 +46,8 @@ class TrainConfig(RunSettings):
     """The gradient; single: the forward gradient of one tangent; informed, feedback, local,
     previous: some of the K tangents are guesses, and one is the value itself; residual: the error
     at the last site is the guess for all of its shape, as it is; mezo: finite differences along one
-    tangent of the weights; auto: residual for vit and gpt, informed for other models."""
+    tangent of the weights; auto: residual for vit and gpt, feedback of two sites for resnet18,
+    informed for other models."""
     learning_rate: float | Literal["auto"] | None = None
     """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
     set by the curvature along the steps."""
@@ -61,7 +67,7 @@ class TrainConfig(RunSettings):
             ConfigError: The settings do not fit each other.
             DataError: The text can not be read.
         """
-        config = replace(with_implied(self), gradient=self._suiting)
+        config = with_implied(self)._suited
         informed = config.gradient in WITH_GUESSES
         if config.gradient in ("single", "mezo", "residual"):
             config = replace(config, num_tangents=1)
@@ -74,7 +80,7 @@ class TrainConfig(RunSettings):
                     "`learning_rate` should be a number for backpropagation: 'auto' asks for a "
                     "forward gradient. Found 'auto'. Try another --gradient."
                 )
-            names = ("tangents", "perturb", "share", "output", "simulated", "gain")
+            names = ("tangents", "perturb", "sites", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
         if config.gradient in ("backpropagation", "mezo", "residual"):  # they measure no activation
             config = replace(config, credit=_DEFAULTS.credit, discount=_DEFAULTS.discount)
@@ -83,6 +89,7 @@ class TrainConfig(RunSettings):
                 config,
                 perturb="weights",
                 tangents="normal",
+                sites=None,
                 share=None,
                 output=None,
                 simulated=False,
@@ -94,6 +101,11 @@ class TrainConfig(RunSettings):
             raise ConfigError(
                 "`tangents` should be of full rank for activations, which are no matrices. Found "
                 "low-rank. Try --perturb weights, or normal."
+            )
+        if config.sites is not None and config.perturb == "weights":
+            raise ConfigError(
+                "`sites` should be left out where weights are perturbed: they are of activations. "
+                f"Found {list(config.sites)}. Try --perturb activations."
             )
         if informed:
             config._check_guesses()
@@ -115,13 +127,14 @@ class TrainConfig(RunSettings):
         return config
 
     @property
-    def _suiting(self) -> GradientName:
-        """The gradient that suits the model and the settings, where none is named."""
+    def _suited(self) -> "TrainConfig":
+        """The same with the gradient that suits the model and the settings, if none is named."""
         if self.gradient != "auto":
-            return self.gradient
-        is_plain = self.perturb == "activations" and self.output != "perturbed"
-        has_stream = self.model in _WITH_RESIDUAL_STREAM
-        return "residual" if has_stream and is_plain and self.num_tangents is None else "informed"
+            return self
+        chosen = self.num_tangents, self.sites, self.output
+        is_open = self.perturb == "activations" and chosen == (None, None, None)
+        recipe = _RECIPES.get(self.model) if is_open else None
+        return replace(self, **(recipe or {"gradient": "informed"}))
 
     @property
     def _period(self) -> int:
@@ -279,6 +292,6 @@ _DEFAULTS = RunSettings()
 _LATER = (
     "gain", "hidden_layers", "images", "recalibrate", "data", "level", "context", "embedding",
     "blocks", "heads", "text_hash", "code_hash", "until_loss", "evaluate_every", "credit",
-    "discount",
+    "discount", "sites",
 )  # fmt: skip
 _PLACES = ("data_dir", "data_file", "device", "run_dir", "resume", "tensorboard")

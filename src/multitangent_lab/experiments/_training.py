@@ -36,6 +36,7 @@ class Training(Cell):
         images: Training images used, and a quarter as many to validate; all for `None`.
         recalibrate: Whether batch normalisation takes its statistics anew before validation.
         learn_every: From one step in which guesses learn to the next.
+        sites: The modules whose outputs are perturbed; the network's parts for `None`.
     """
 
     model: Literal["fc", "resnet18", "vit"]
@@ -52,6 +53,7 @@ class Training(Cell):
     images: int | None = None
     recalibrate: bool = False
     learn_every: int = 1
+    sites: tuple[str, ...] | None = None
 
 
 def training(
@@ -150,7 +152,7 @@ def results(rows: list[Row]) -> list[Row]:
     return found
 
 
-_OF_THE_STUDY = ("epochs", "hidden_layers", "images", "recalibrate", "learn_every")
+_OF_THE_STUDY = ("epochs", "hidden_layers", "images", "recalibrate", "learn_every", "sites")
 _RUN = tuple(f.name for f in fields(Training) if f.name not in _OF_THE_STUDY)
 _GUESSING = 90.0  # per cent, of ten classes
 

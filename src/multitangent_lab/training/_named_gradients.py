@@ -103,6 +103,7 @@ def build_gradient(
     assert config.share is not None
     assert config.output is not None
     activations = Activations(
+        sites=config.sites,
         share=config.share,
         output=config.output,
         credit=config.credit,
@@ -116,7 +117,7 @@ def build_gradient(
     if config.gradient == "residual":
         tangents, aggregator = Residual(), SumOfGuesses()
     elif config.gradient in WITH_GUESSES:
-        layers = len(find_sites(model)) if config.perturb == "activations" else 0
+        layers = len(config.sites or find_sites(model)) if config.perturb == "activations" else 0
         layers -= config.output == "exact"
         normalized = any(normalizes_batches(module) for module in model.modules())
         guesses = guessing(

@@ -149,6 +149,37 @@ def test_the_folders_of_a_comparison_have_the_names_of_its_runs() -> None:
 def test_runs_of_a_comparison_differ_in_the_gradient_only() -> None:
     for preset in COMPARE_PRESETS.values():
         runs = replace(preset, num_tangents=4, seed=7).resolved().runs()
-        assert tuple(run.gradient for run in runs) == preset.gradients
+        gradients = tuple("informed" if name == "auto" else name for name in preset.gradients)
+        assert tuple(run.gradient for run in runs) == gradients
         assert {run.seed for run in runs} == {7}
         assert len({run.run_dir for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("model", "chosen"),
+    [
+        ("fc", ("informed", 8, None, 16)),
+        ("resnet18", ("feedback", 3, ("stage2", "head"), 1)),
+        ("vit", ("residual", 1, None, 1)),
+    ],
+)
+def test_the_gradient_that_suits_a_model(model: str, chosen: tuple[object, ...]) -> None:
+    config = TrainConfig(model=model, dataset="mnist").resolved()
+    found = config.gradient, config.num_tangents, config.sites, config.learn_every
+    assert found == chosen
+    assert config.resolved() == config
+    named = TrainConfig(model=model, dataset="mnist", num_tangents=8).resolved()
+    assert (named.gradient, named.sites) == ("informed", None)
+
+
+def test_sites_of_weights_are_refused() -> None:
+    with pytest.raises(ConfigError, match="`sites` should be left out where weights"):
+        TrainConfig(gradient="mean", perturb="weights", sites=("1",)).resolved()
+    assert TrainConfig(gradient="backpropagation", sites=("1",)).resolved().sites is None
+
+
+def test_learning_in_every_step_keeps_its_name() -> None:
+    always = TrainConfig(gradient="informed", learn_every=1).resolved()
+    assert always.hash != TrainConfig(gradient="informed").resolved().hash
+    with pytest.raises(ConfigError, match="`learn_every` should be at least 1"):
+        TrainConfig(learn_every=0)

@@ -96,6 +96,18 @@ STUDIES: Mapping[str, Study] = {
         },
         {"epochs": 6, "images": 3200, "batch_size": 32, "recalibrate": True},
     ),
+    "resnet18-small-two-sites": Study(
+        "resnet18",
+        "cifar10",
+        {("feedback", 3): (0.01, 0.03, 0.06)},
+        {
+            "epochs": 6,
+            "images": 3200,
+            "batch_size": 32,
+            "recalibrate": True,
+            "sites": ("stage2", "head"),
+        },
+    ),
     "vit-small": Study(
         "vit",
         "cifar10",
