@@ -19,6 +19,7 @@ from multitangent import (
     SimulatedGradient,
 )
 from multitangent.aggregation import Rescaled, Sum, SumOfGuesses, TopK
+from multitangent.engine import Derivatives, ForwardMode
 from multitangent.gradient import DifferenceGradient, step
 from multitangent.objective import LogitsLoss, Objective
 from multitangent.tangents import (
@@ -443,11 +444,11 @@ class TestRefusals:
 
             def __call__(self, run, tangents):
                 found = self.inner(run, tangents)
-                return found._replace(jvps=found.jvps.flip(-1))
+                return Derivatives(found.losses, found.jvps.flip(-1))
 
         class Gradient(ForwardGradient):
             def _engine(self, trial):
-                return Reversed(super()._engine(trial))
+                return Reversed(ForwardMode(trial.micro_batch, trial.is_plain, trial.compares))
 
         model, (x, y) = made(Causal), batch()
         with pytest.raises(RuntimeError, match="Directional derivatives should be those"):

@@ -103,7 +103,7 @@ def _gram_of_positions(rows: Tensor, num_tangents: int) -> Tensor:
     """``V_t V_t^T`` in float64 for tangents ``[at most K, 1 or b, T, ...]``: ``[b, T, K, K]``."""
     ordered = rows.to(torch.float64, memory_format=torch.contiguous_format)
     vectors = ordered.reshape(len(rows), rows.shape[1] * rows.shape[2], -1).transpose(0, 1)
-    gram = (vectors @ vectors.mT).unflatten(0, rows.shape[1:3])
+    gram = (vectors @ vectors.mT).view(*rows.shape[1:3], len(rows), len(rows))
     missing = num_tangents - len(rows)
     return F.pad(gram, (0, missing, 0, missing)) if missing else gram
 
