@@ -19,8 +19,9 @@ from multitangent import (
     SimulatedGradient,
 )
 from multitangent.aggregation import Rescaled, Sum, SumOfGuesses, TopK
+from multitangent.engine import Derivatives, ForwardMode
 from multitangent.gradient import DifferenceGradient, step
-from multitangent.objective import LogitsLoss
+from multitangent.objective import LogitsLoss, Objective
 from multitangent.tangents import (
     Cone,
     Normalized,
@@ -176,6 +177,17 @@ class TestExact:
         true = of_logits(model(x), y).mean()
         torch.testing.assert_close(value, true.detach())
         assert_close(found, true_gradients(model, true))
+
+    @pytest.mark.parametrize("kind", [ForwardGradient, SimulatedGradient])
+    def test_nothing_is_before_an_exact_output(self, kind):
+        model, (x, y) = nn.Sequential(nn.Linear(2, CLASSES)).to(DEVICE, torch.float64), batch()
+        loss = LogitsLoss()
+        perturb = Activations(credit="token", output="exact")
+        gradient = kind(model, loss, Normal(3), perturb=perturb)
+        gradient(x, y)
+        found = gradients_of(model)
+        assert_close(found, true_gradients(model, loss(model(x), y)))
+        assert gradient.assess(x, y).cosine == pytest.approx(1, abs=1e-9)
 
     def test_one_token(self):
         model, (x, y) = made(Causal), batch()
@@ -420,6 +432,32 @@ class TestRefusals:
         perturb = Activations(credit="token")
         with pytest.raises(RuntimeError, match=r"causal in time .* depend on the output of"):
             gradient(model, LogitsLoss(), Normal(3), perturb=perturb)(x.to(dtype), y)
+
+    def test_derivatives_of_other_tokens(self):
+        """Each derivative is right, and that of another token's loss: their sum does not tell."""
+
+        class Reversed:
+            statistics = "frozen"
+
+            def __init__(self, inner):
+                self.inner = inner
+
+            def __call__(self, run, tangents):
+                found = self.inner(run, tangents)
+                return Derivatives(found.losses, found.jvps.flip(-1))
+
+        class Gradient(ForwardGradient):
+            def _engine(self, trial):
+                return Reversed(ForwardMode(trial.micro_batch, trial.is_plain, trial.compares))
+
+        model, (x, y) = made(Causal), batch()
+        with pytest.raises(RuntimeError, match="Directional derivatives should be those"):
+            Gradient(model, LogitsLoss(), Normal(3), perturb=Activations(credit="token"))(x, y)
+
+    def test_an_objective_without_tokens(self):
+        objective = Objective(made(Causal), LogitsLoss())
+        with pytest.raises(ValueError, match=r"has_tokens=True for .*credit='token'"):
+            Activations(credit="token").bind(objective)
 
     def test_normalisation_in_evaluation_mode_is_causal(self):
         model, (x, y) = made(NormalizedOverTime).eval(), batch()

@@ -78,7 +78,7 @@ def doctor(
         [('fft_rfft', ('spectrum',))]
     """
     inputs, target = batch
-    objective = Objective(model, loss)
+    objective = Objective(model, loss, has_tokens=bool(getattr(perturb, "has_tokens", False)))
     copied = objective.batch(inputs, target).copied()  # a model may write into its inputs
     inference = partial(_inference, objective, copied.inputs, copied.target)
     with _nothing_stays(objective):

@@ -101,9 +101,9 @@ def _pieces(block: Block) -> Iterator[tuple[slice, Tensor]]:
 
 def _gram_of_positions(rows: Tensor, num_tangents: int) -> Tensor:
     """``V_t V_t^T`` in float64 for tangents ``[at most K, 1 or b, T, ...]``: ``[b, T, K, K]``."""
-    of_positions = rows.flatten(3) if rows.ndim > 3 else rows.unsqueeze(3)
-    vectors = of_positions.permute(1, 2, 0, 3).double()
-    gram = vectors @ vectors.mT
+    ordered = rows.to(torch.float64, memory_format=torch.contiguous_format)
+    vectors = ordered.reshape(len(rows), rows.shape[1] * rows.shape[2], -1).transpose(0, 1)
+    gram = (vectors @ vectors.mT).view(*rows.shape[1:3], len(rows), len(rows))
     missing = num_tangents - len(rows)
     return F.pad(gram, (0, missing, 0, missing)) if missing else gram
 
@@ -119,6 +119,9 @@ def _combined(block: Block, weights: Tensor) -> Tensor:
             of_positions = here.permute(2, 1, 0) @ rows[:, 0].transpose(0, 1)  # [T, B, ...]
             combined.append(of_positions.transpose(0, 1))
         else:
-            combined.append(torch.einsum("kbt,kbtn->btn", here, rows))
+            total = torch.zeros_like(rows[0])
+            for row, weight in zip(rows, here, strict=True):
+                total.addcmul_(row, weight.unsqueeze(-1))
+            combined.append(total)
     joined = combined[0] if len(combined) == 1 else torch.cat(combined)
     return joined.reshape(-1, *shape)
