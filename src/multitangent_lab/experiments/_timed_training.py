@@ -65,8 +65,9 @@ def run(cell: TimedTraining, context: Context) -> list[Row]:
     """One row a validation, that before the first step included.
 
     `seconds` is the number of steps times the time of one, for the run as a whole; see
-    `seconds_per_step`. `wall_seconds` is what the steps so far have taken on the clock. A run that
-    diverges ends there, and says so in `diverged`.
+    `seconds_per_step`. `wall_seconds` is what the steps so far have taken on the clock, and
+    `processor_seconds` of the processor's time. A run that diverges ends there, and says so in
+    `diverged`.
     """
     folder = context.store.scratch(cell) / "run"
     diverged = False
@@ -81,6 +82,7 @@ def run(cell: TimedTraining, context: Context) -> list[Row]:
         "step": progress["step"],
         "seconds": (progress["step"] * seconds).round(4) if seconds is not None else 0.0,
         "wall_seconds": progress["seconds"].round(4),
+        "processor_seconds": progress["processor_seconds"].round(4),
         "validation_loss": progress["validation_loss"],
         "diverged": diverged,
     }

@@ -67,6 +67,7 @@ def test_a_cell(tmp_path: Path) -> None:
     assert max(each) - min(each) < 1e-4  # one time of a step, whatever the clock says
     walls = [row["wall_seconds"] for row in rows]
     assert walls == sorted(walls)
+    assert rows[-1]["processor_seconds"] > rows[1]["processor_seconds"] > 0
     assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
     assert not rows[-1]["diverged"]
 
@@ -116,6 +117,7 @@ def made_up(cell: TimedTraining) -> list[Row]:
     return [
         asdict(cell)
         | {"epoch": i, "step": 10 * i * slow, "seconds": 1.0 * i * slow, "wall_seconds": 2.0 * i}
+        | {"processor_seconds": 0.5 * i * slow}
         | {"validation_loss": loss, "diverged": losses == [0.1]}
         for i, loss in enumerate(losses)
     ]
@@ -152,9 +154,12 @@ def test_tables_and_pictures(store: Store, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "reached.csv").set_index(["gradient", "seed", "above"])
     assert table.loc[("residual", 1, 0.0), "steps"] == 40
     assert table.loc[("residual", 1, 0.0), "wall_seconds"] == 4
+    assert table.loc[("residual", 1, 0.0), "processor_seconds"] == 2
     assert table.loc[("backpropagation", 2, 0.0), "loss"] == 3
     summary = (tmp_path / "summary.md").read_text()
-    assert "| residual | 0.1 | 100 | 40, 4 (2.00) | 40, 4 (2.00) | 40, 4 (2.00) | 3 |" in summary
+    assert (
+        "| residual | 0.1 | 100 | 50 | 40, 4 (2.00) | 40, 4 (2.00) | 40, 4 (2.00) | 3 |" in summary
+    )
     assert (tmp_path / "made-up.png").stat().st_size > 1000
 
 
@@ -169,7 +174,7 @@ def test_what_most_seeds_do_not_reach_is_not_reached(store: Store, tmp_path: Pat
     store.work(study.further(store), fails)
     study.EXPERIMENT.draw([], tmp_path)
     (line,) = (x for x in (tmp_path / "summary.md").read_text().splitlines() if "residual" in x)
-    assert line.split(" | ")[3:6] == ["40, 4 (2.00)", "not reached", "not reached"]
+    assert line.split(" | ")[4:7] == ["40, 4 (2.00)", "not reached", "not reached"]
 
 
 def test_a_best_rate_at_the_edge_is_marked(store: Store, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_validations_within_epochs(tmp_path: Path) -> None:
     assert list(found["step"]) == [0, 5, 10, 15, 18, 20, 25, 30, 35, 36]
     assert list(found["epoch"]) == pytest.approx([step / 18 for step in found["step"]])
     assert found["seconds"].is_monotonic_increasing
-    assert found["seconds"].iloc[0] == 0
+    assert found["seconds"].iloc[0] == found["processor_seconds"].iloc[0] == 0
+    assert found["processor_seconds"].is_monotonic_increasing
     at_ends = found[found["step"].isin([18, 36])]
     for column in ("validation_loss", "validation_error"):
         assert list(at_ends[column]) == list(result.metrics()[column])

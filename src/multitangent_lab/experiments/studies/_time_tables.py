@@ -12,7 +12,7 @@ from pandas import DataFrame
 
 from multitangent_lab._files import write_csv, write_text
 from multitangent_lab.experiments._store import Row
-from multitangent_lab.training import ABOVE, Reached, draw_clock, reached
+from multitangent_lab.training import ABOVE, Reached, draw_clock, reached, seconds_per_step
 
 
 @dataclass(frozen=True)
@@ -82,27 +82,32 @@ def _rows(outcome: Outcome) -> list[Row]:
             "at_edge": outcome.at_edge,
             "seed": seed,
             **found.as_json(),
-            "wall_seconds": _wall_seconds(outcome.runs[seed], found),
+            **{name: _spent_then(outcome.runs[seed], found, name) for name in _CLOCKS},
         }
         for seed, of_seed in outcome.reached().items()
         for found in of_seed
     ]
 
 
-def _wall_seconds(rows: Sequence[Row], found: Reached) -> float | None:
-    """What the steps until then have taken on the clock."""
-    return next((float(r["wall_seconds"]) for r in rows if r["step"] == found.steps), None)
+_CLOCKS = ("wall_seconds", "processor_seconds")
+
+
+def _spent_then(rows: Sequence[Row], found: Reached, name: str) -> float | None:
+    """What the steps until then have taken."""
+    return next((float(row[name]) for row in rows if row["step"] == found.steps), None)
 
 
 _EXPLANATION = (
     "Medians over the seeds. Seconds are the number of steps times the time of one, which is the",
     "median over the intervals between validations. The ratio is that to backpropagation's seconds",
-    "until the same loss. A star marks a learning rate at the edge of those tried.",
+    "until the same loss. A star marks a learning rate at the edge of those tried. Where the",
+    "processor's time of a step is far less than its time, other work kept the machine busy: then",
+    "compare the processor's, which is right for one thread on a CPU.",
 )
 
 
 def _table(outcomes: Sequence[Outcome]) -> list[str]:
-    columns = ["gradient", "learning rate", "ms a step"]
+    columns = ["gradient", "learning rate", "ms a step", "of the processor"]
     for above in ABOVE:
         columns.append(f"{above:.0%} above: steps, seconds (ratio)" if above else "its loss")
     columns += ["seeds"]
@@ -113,7 +118,7 @@ def _table(outcomes: Sequence[Outcome]) -> list[str]:
         words = [
             outcome.label,
             f"{outcome.learning_rate:g}" + ("*" if outcome.at_edge else ""),
-            f"{1000 * median(map(_step_time, outcome.runs.values())):.3g}",
+            *(_step_time(outcome, column) for column in ("seconds", "processor_seconds")),
             *(_spent(*found[above], reference.get(above, (inf, inf))[1]) for above in ABOVE),
             str(len(outcome.runs)),
         ]
@@ -132,9 +137,11 @@ def _medians(outcome: Outcome) -> Mapping[float, tuple[float, float]]:
     return {above: (median(steps[above]), median(seconds[above])) for above in ABOVE}
 
 
-def _step_time(rows: Sequence[Row]) -> float:
-    """Seconds of a step."""
-    return float(rows[-1]["seconds"]) / max(int(rows[-1]["step"]), 1)
+def _step_time(outcome: Outcome, column: str) -> str:
+    """Milliseconds of a step."""
+    found = [seconds_per_step(DataFrame(rows), column) for rows in outcome.runs.values()]
+    times = [time for time in found if time is not None]
+    return f"{1000 * median(times):.3g}" if times else ""
 
 
 def _spent(steps: float, seconds: float, reference: float) -> str:
