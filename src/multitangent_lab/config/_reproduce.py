@@ -21,7 +21,9 @@ STUDIES = (
     "guesses-full",
     "running-mean",
     "adapters",
+    "time-to-accuracy",
 )
+_WITH_QUICK = (*FIGURES, "all", "time-to-accuracy")
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ class ReproduceConfig:
             "guesses-full",
             "running-mean",
             "adapters",
+            "time-to-accuracy",
         ]
     ] = "fig3"
     """fig3: how close gradients come, fig4: closed-form functions, fig5: tangents on a cone, fig6:
     fully-connected networks, table1: ResNet18 and the vision transformer; all: these five. Studies:
     learning rates of functions and of networks, samplers of a search, gradients with guesses in
-    small and in full, running means of gradients, adapters of a language model."""
+    small and in full, running means of gradients, adapters of a language model, the time until
+    backpropagation's validation loss."""
     quick: bool = False
     """A small version, for a first look: each takes a minute or two."""
     out: Path | None = None
@@ -68,7 +72,8 @@ class ReproduceConfig:
     budget_minutes: float | None = None
     """Time after which nothing new is begun and training stops; the same command goes on later."""
     workers: int | None = None
-    """Processes that share the work; by default one per core, one on a GPU, one if quick."""
+    """Processes that share the work; by default one per core, and one on a GPU, if quick, and for
+    time-to-accuracy."""
     simulated: bool = False
     """Networks: directional derivatives from backpropagation, not the real forward mode."""
     data_dir: Path | None = None
@@ -83,9 +88,9 @@ class ReproduceConfig:
                 f"`simulated` should go with {' or '.join(NETWORKS)}, whose networks it concerns. "
                 f"Found {self.figure}. Try fig6."
             )
-        if self.quick and self.figure in STUDIES:
+        if self.quick and self.figure not in _WITH_QUICK:
             raise ConfigError(
-                f"`quick` should go with {', '.join(FIGURES)} or all, which have a small version. "
+                f"`quick` should go with {', '.join(_WITH_QUICK)}, which have a small version. "
                 f"Found {self.figure}. Try it without."
             )
 

@@ -99,7 +99,7 @@ def run(cell: Training, context: Context) -> list[Row]:
         resume=True,
     )
     try:
-        result = train(config, [_Deadline(context)])
+        result = train(config, [Deadline(context)])
     except NonFiniteLoss:
         epochs, diverged = _epochs(folder / "metrics.csv"), True
         tested = evaluate_best(config) if epochs else _UNTESTED
@@ -125,7 +125,7 @@ def _epochs(path: Path) -> list[Row]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
-class _Deadline(Callback):
+class Deadline(Callback):
     """Stops between two epochs, of which the first has been saved."""
 
     def __init__(self, context: Context) -> None:

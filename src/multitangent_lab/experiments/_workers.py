@@ -121,6 +121,8 @@ def _work(
 def _workers(config: ReproduceConfig, figure: str) -> int:
     if config.workers is not None:
         return config.workers
+    if figure in _TIMED:
+        return 1
     return _cores() if _on_cpu(config, figure) and not config.quick else 1
 
 
@@ -133,4 +135,7 @@ def _cores() -> int:
 
 def _on_cpu(config: ReproduceConfig, figure: str) -> bool:
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    return not (on_gpu and figure in (*NETWORKS, "guesses", "guesses-full"))
+    return not (on_gpu and figure in (*NETWORKS, *_TIMED, "guesses", "guesses-full"))
+
+
+_TIMED = ("time-to-accuracy",)  # processes beside one another would slow each other down

@@ -2,7 +2,7 @@
 
 from multitangent_lab._errors import ConfigError, NonFiniteLoss
 from multitangent_lab.config import CompareConfig, TrainConfig
-from multitangent_lab.training._clock import ABOVE, Reached, reached
+from multitangent_lab.training._clock import ABOVE, Reached, reached, seconds_per_step
 from multitangent_lab.training._compare import Comparison, compare
 from multitangent_lab.training._data import DatasetModule
 from multitangent_lab.training._draw_clock import draw_clock
@@ -40,6 +40,7 @@ __all__ = [
     "evaluate_best",
     "own_model",
     "reached",
+    "seconds_per_step",
     "to_toml",
     "train",
 ]

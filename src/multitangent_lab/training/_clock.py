@@ -70,3 +70,24 @@ def _first(progress: "DataFrame", loss: float, above: float) -> Reached:
         steps=int(row["step"]),
         epochs=float(row["epoch"]),
     )
+
+
+def seconds_per_step(progress: "DataFrame", column: str = "seconds") -> float | None:
+    """Returns the time of a step: the median over the intervals between two validations.
+
+    The time of an interval is the mean over its steps. So a busy machine or a slow first step
+    hardly counts, and a method that works harder in every m-th step is not taken for one that
+    never does, as it would be by the median over steps. It is None without an interval.
+
+    Args:
+        progress: `step` and `seconds`, a row per validation.
+        column: What to count in place of `seconds`, such as `processor_seconds`.
+
+    Examples:
+        >>> from pandas import DataFrame
+        >>> seconds_per_step(DataFrame({"step": [0, 4, 8, 12], "seconds": [0.0, 9.0, 10.0, 11.2]}))
+        0.3
+    """
+    steps, seconds = progress["step"].diff(), progress[column].diff()
+    times = (seconds / steps)[steps > 0]
+    return None if times.empty else round(float(times.median()), 9)

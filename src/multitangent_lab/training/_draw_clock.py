@@ -27,6 +27,8 @@ def draw_clock(
 ) -> None:
     """Draws the validation loss against seconds of training, and against steps.
 
+    What is above the losses at the start, as of a run that diverges, is cut off.
+
     Args:
         runs: What `TrainResult.progress` returns, of a run or more (such as one for each seed), by
             the name of the gradient.
@@ -54,6 +56,9 @@ def draw_clock(
         for level in [loss * (1 + above) for above in ABOVE] if loss is not None else []:
             axes.axhline(level, color="grey", linewidth=0.7, linestyle=":")
         _scale(axes)
+    losses = [table["validation_loss"] for tables in runs.values() for table in tables]
+    least = min([*(float(of_run.min()) for of_run in losses), *([loss] if loss else [])])
+    against_time.set_ylim(0.95 * least, 1.1 * max(float(of_run.iloc[0]) for of_run in losses))
     unit = f" ({loss_unit})" if loss_unit else ""
     against_time.set(xlabel="Seconds of training", ylabel=f"Validation loss{unit}")
     against_steps.set(xlabel="Steps")
@@ -64,7 +69,7 @@ def draw_clock(
 
 def _scale(axes: Axes) -> None:
     axes.set_yscale("log", nonpositive="mask")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     finish(axes)

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,14 +12,22 @@ from multitangent_lab._files import write_csv
 from multitangent_lab.training._module import GradientModule
 from multitangent_lab.training._statistics import recalibrate
 
-COLUMNS = ("epoch", "step", "seconds", "step_seconds", "validation_loss", "validation_error")
+COLUMNS = (
+    "epoch",
+    "step",
+    "seconds",
+    "processor_seconds",
+    "validation_loss",
+    "validation_error",
+)
 
 
 class ProgressFile(Callback):
     """Writes a row before the first step, every so many steps and after every epoch: `COLUMNS`.
 
-    `epoch` counts parts of epochs too. `seconds` is the time spent in training steps so far and
-    `step_seconds` the median time of one, both without validations. The rows are part of every
+    `epoch` counts parts of epochs too. `seconds` is the time spent in training steps so far,
+    without validations; `processor_seconds` is what the processor has spent on them, in all threads
+    of this process, which other work on the machine hardly changes. The rows are part of every
     checkpoint. The run stops at the first validation loss that is low enough.
 
     Args:
@@ -38,8 +45,8 @@ class ProgressFile(Callback):
         self.until = until
         self.recalibrates = recalibrates
         self.rows: list[dict[str, float]] = []
-        self._durations: list[float] = []
-        self._start = 0.0
+        self._spent = (0.0, 0.0)  # seconds, and those of the processor
+        self._start = (0.0, 0.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.rows:
@@ -47,10 +54,13 @@ class ProgressFile(Callback):
         trainer.should_stop = trainer.should_stop or self._is_reached()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._start = perf_counter()
+        self._start = perf_counter(), process_time()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self._durations.append(perf_counter() - self._start)
+        now = perf_counter(), process_time()
+        steps = zip(self._spent, self._start, now, strict=True)
+        seconds, of_processor = (spent + end - start for spent, start, end in steps)
+        self._spent = seconds, of_processor
         is_due = self.every is not None and trainer.global_step % self.every == 0
         if is_due and not trainer.is_last_batch:  # whose epoch is validated anyway
             self._validate(trainer, pl_module)
@@ -74,8 +84,8 @@ class ProgressFile(Callback):
         row = {
             "epoch": trainer.global_step / trainer.num_training_batches,
             "step": trainer.global_step,
-            "seconds": sum(self._durations),
-            "step_seconds": median(self._durations or [0.0]),
+            "seconds": self._spent[0],
+            "processor_seconds": self._spent[1],
         }
         self.rows.append(row | measured)
         write_csv(self.path, self.rows, COLUMNS)
@@ -84,7 +94,7 @@ class ProgressFile(Callback):
         return self.until is not None and self.rows[-1]["validation_loss"] <= self.until
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "durations": self._durations}
+        return {"rows": self.rows, "spent": self._spent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self._durations = state_dict["rows"], list(state_dict["durations"])
+        self.rows, self._spent = state_dict["rows"], state_dict["spent"]

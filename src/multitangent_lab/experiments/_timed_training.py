@@ -1,0 +1,105 @@
+"""A run whose validation losses are a matter of time, as a cell."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from multitangent_lab.config import GradientName, TrainConfig
+from multitangent_lab.data import data_directory
+from multitangent_lab.experiments._experiment import Context
+from multitangent_lab.experiments._store import Cell, Row
+from multitangent_lab.experiments._training import Deadline
+from multitangent_lab.training import NonFiniteLoss, seconds_per_step, train
+
+
+@dataclass(frozen=True)
+class TimedTraining(Cell):
+    """One run of `multitangent train` without early stopping, validated at intervals of steps.
+
+    Args:
+        setting: What the model and its data are called.
+        gradient: The gradient.
+        num_tangents: K.
+        learning_rate: Of the optimizer that is the default for the model.
+        seed: Of the weights, the order of the data and the tangents.
+        epochs: Epochs, at most.
+        evaluate_every: Steps between two validations.
+        model: The model.
+        dataset: The data set.
+        until_loss: The validation loss at which the run ends; None for none.
+        text_file: The file of the text in the folder of the data; None for Python's own library.
+        batch_size: Samples per step.
+        images: Training samples used, and a quarter as many to validate; all for `None`.
+        recalibrate: Whether batch normalisation takes its statistics anew before validations.
+        width: Of the hidden layers of `"fc"`.
+        context: Tokens of a sample of text.
+        embedding: Width of a token in `"gpt"`.
+        blocks: Blocks of `"gpt"`.
+    """
+
+    setting: str
+    gradient: GradientName
+    num_tangents: int
+    learning_rate: float
+    seed: int
+    epochs: int
+    evaluate_every: int
+    model: Literal["fc", "resnet18", "vit", "gpt"]
+    dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "text"]
+    until_loss: float | None = None
+    text_file: str | None = None
+    batch_size: int = 64
+    images: int | None = None
+    recalibrate: bool = False
+    width: int = 256
+    context: int = 64
+    embedding: int = 128
+    blocks: int = 4
+
+
+def run(cell: TimedTraining, context: Context) -> list[Row]:
+    """One row a validation, that before the first step included.
+
+    `seconds` is the number of steps times the time of one, for the run as a whole; see
+    `seconds_per_step`. `wall_seconds` is what the steps so far have taken on the clock, and
+    `processor_seconds` of the processor's time. A run that diverges ends there, and says so in
+    `diverged`.
+    """
+    folder = context.store.scratch(cell) / "run"
+    diverged = False
+    try:
+        train(_config(cell, context, folder), [Deadline(context)])
+    except NonFiniteLoss:
+        diverged = True
+    progress = pd.read_csv(folder / "progress.csv")
+    seconds = seconds_per_step(progress)
+    measured = {
+        "epoch": progress["epoch"].round(4),
+        "step": progress["step"],
+        "seconds": (progress["step"] * seconds).round(4) if seconds is not None else 0.0,
+        "wall_seconds": progress["seconds"].round(4),
+        "processor_seconds": progress["processor_seconds"].round(4),
+        "validation_loss": progress["validation_loss"],
+        "diverged": diverged,
+    }
+    table = pd.DataFrame(measured).astype(object)
+    return [asdict(cell) | {str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _config(cell: TimedTraining, context: Context, folder: Path) -> TrainConfig:
+    values = asdict(cell)
+    text_file = values.pop("text_file")
+    del values["setting"]
+    return TrainConfig(
+        **values,
+        data_file=None if text_file is None else data_directory(context.data_dir) / text_file,
+        patience=cell.epochs,
+        data_dir=context.data_dir,
+        device=context.device,
+        run_dir=folder,
+        resume=True,
+    )

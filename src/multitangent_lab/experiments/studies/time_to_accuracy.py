@@ -1,0 +1,233 @@
+"""How long every gradient takes until it is as good as backpropagation.
+
+For each setting every gradient tries the same number of learning rates, a geometric grid around a
+rate that is known to suit. The best by validation loss is run with three seeds, until it reaches
+what backpropagation reached at its best with the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from multitangent_lab.config import GradientName
+from multitangent_lab.experiments._experiment import Experiment
+from multitangent_lab.experiments._store import Row, Store
+from multitangent_lab.experiments._timed_training import TimedTraining, run
+from multitangent_lab.experiments.studies._time_tables import Outcome, draw
+
+SEEDS = 3
+FACTOR = 2.0  # between two rates of a grid
+LONGER = 3  # epochs at most to reach what backpropagation reached, over backpropagation's
+
+Method = tuple[GradientName, int]
+BACKPROPAGATION: Method = ("backpropagation", 1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model with its data.
+
+    Args:
+        name: What it is called.
+        epochs: How long backpropagation trains, and every other gradient in the search.
+        rates: The middle of the grid of learning rates, for every gradient and K.
+        options: Further fields of `TimedTraining`.
+        trials: How many learning rates every gradient tries; odd.
+    """
+
+    name: str
+    epochs: int
+    rates: Mapping[Method, float]
+    options: Mapping[str, Any]
+    trials: int = field(default=5)
+
+    def cell(
+        self, method: Method, rate: float, seed: int, until: float | None = None
+    ) -> TimedTraining:
+        """One run: with a loss to reach it may take longer."""
+        gradient, num_tangents = method
+        return TimedTraining(
+            self.name,
+            gradient,
+            num_tangents,
+            rate,
+            seed,
+            self.epochs if until is None else LONGER * self.epochs,
+            until_loss=until,
+            **self.options,
+        )
+
+    def trials_of(self, method: Method) -> list[TimedTraining]:
+        """The search of one gradient, in rising order of the learning rate."""
+        around = self.trials // 2
+        rates = [self.rates[method] * FACTOR**i for i in range(-around, around + 1)]
+        return [self.cell(method, float(f"{rate:.4g}"), 0) for rate in rates]
+
+
+def _alike(rate: float, projection: float) -> dict[Method, float]:
+    """Rates of gradients that are as long as the true one, and of the projection."""
+    return {
+        BACKPROPAGATION: rate,
+        ("informed", 8): rate,
+        ("feedback", 4): rate,
+        ("residual", 1): rate,
+        ("projection", 16): projection,
+    }
+
+
+def _of_text(rate: float) -> dict[Method, float]:
+    """The same without `feedback`, which would learn a matrix from every logit of every token."""
+    return {key: rate for key in _alike(rate, rate) if key[0] != "feedback"}
+
+
+SETTINGS = (
+    Setting(
+        "gpt",
+        2,
+        _of_text(0.0015),
+        {
+            "model": "gpt",
+            "dataset": "text",
+            "text_file": "text/kjv.txt",
+            "images": 14400,
+            "batch_size": 32,
+            "evaluate_every": 50,
+        },
+    ),
+    Setting(
+        "vit",
+        6,
+        _alike(0.1, 0.5),
+        {
+            "model": "vit",
+            "dataset": "cifar10",
+            "images": 2400,
+            "batch_size": 32,
+            "evaluate_every": 25,
+        },
+    ),
+    Setting(
+        "resnet18",
+        6,
+        _alike(0.02, 0.5),
+        {
+            "model": "resnet18",
+            "dataset": "cifar10",
+            "images": 3200,
+            "batch_size": 32,
+            "evaluate_every": 25,
+            "recalibrate": True,
+        },
+    ),
+    Setting(
+        "fc",
+        5,
+        _alike(0.1, 0.2),
+        {"model": "fc", "dataset": "fashion-mnist", "evaluate_every": 100},
+    ),
+)
+QUICK = (
+    Setting(
+        "digits",
+        3,
+        _alike(0.4, 0.4),
+        {"model": "fc", "dataset": "digits", "width": 64, "evaluate_every": 6},
+        trials=3,
+    ),
+    Setting(
+        "python",
+        1,
+        {BACKPROPAGATION: 0.006, ("residual", 1): 0.006},
+        {
+            "model": "gpt",
+            "dataset": "text",
+            "images": 640,
+            "batch_size": 32,
+            "context": 16,
+            "embedding": 32,
+            "blocks": 2,
+            "evaluate_every": 5,
+        },
+        trials=1,
+    ),
+)
+
+
+def cells(quick: bool) -> list[TimedTraining]:
+    """The searches, with the first seed."""
+    settings = QUICK if quick else SETTINGS
+    return [cell for s in settings for method in s.rates for cell in s.trials_of(method)]
+
+
+def further(store: Store) -> Iterator[TimedTraining]:
+    """The other seeds of backpropagation, and then the others until they reach its loss.
+
+    A gradient waits until its search has ended, and until backpropagation has run with the seed.
+    """
+    for setting in (*SETTINGS, *QUICK):
+        for seed in range(SEEDS):
+            yield from chosen(setting, BACKPROPAGATION, seed, store)
+        for method in setting.rates:
+            if method != BACKPROPAGATION:
+                for seed in range(SEEDS):
+                    yield from chosen(setting, method, seed, store)
+
+
+def chosen(setting: Setting, method: Method, seed: int, store: Store) -> Iterator[TimedTraining]:
+    """The run at the best rate, if it is known and so is the loss to reach."""
+    rate = best_rate(setting, method, store)
+    if rate is None:
+        return
+    if method == BACKPROPAGATION:
+        yield setting.cell(method, rate, seed)
+        return
+    for reference in chosen(setting, BACKPROPAGATION, seed, store):
+        if rows := store.rows([reference]):
+            yield setting.cell(method, rate, seed, until=least_loss(rows))
+
+
+def best_rate(setting: Setting, method: Method, store: Store) -> float | None:
+    """The one with the least validation loss; None before the search has ended, or if all fail."""
+    losses = {
+        cell.learning_rate: least_loss(rows)
+        for cell in setting.trials_of(method)
+        if (rows := store.rows([cell]))
+    }
+    if len(losses) < setting.trials or min(losses.values()) == inf:
+        return None
+    return min(losses, key=losses.__getitem__)
+
+
+def least_loss(rows: Sequence[Row]) -> float:
+    """The least validation loss of a run, infinite if it diverged."""
+    return inf if rows[-1]["diverged"] else min(float(row["validation_loss"]) for row in rows)
+
+
+def outcomes(store: Store) -> Iterator[Outcome]:
+    """What the runs at the best rates came to, as far as they have ended."""
+    for setting in (*SETTINGS, *QUICK):
+        for method in setting.rates:
+            rate = best_rate(setting, method, store)
+            if rate is None:
+                continue
+            tried = [cell.learning_rate for cell in setting.trials_of(method)]
+            found = Outcome(setting.name, *method, rate, rate in (tried[0], tried[-1]))
+            for seed in range(SEEDS):
+                for cell in chosen(setting, method, seed, store):
+                    if rows := store.rows([cell]):
+                        found.runs[seed] = rows
+                        found.losses[seed] = cell.until_loss or least_loss(rows)
+            if found.runs:
+                yield found
+
+
+EXPERIMENT = Experiment(
+    title="The time until backpropagation's validation loss",
+    cells=lambda quick, simulated: cells(quick),
+    run=run,
+    draw=lambda rows, folder: draw(list(outcomes(Store(folder))), folder),
+    further=further,
+)
