@@ -39,6 +39,8 @@ class TimedTraining(Cell):
         context: Tokens of a sample of text.
         embedding: Width of a token in `"gpt"`.
         blocks: Blocks of `"gpt"`.
+        learn_every: From one step in which guesses learn to the next.
+        sites: The modules whose outputs are perturbed; the network's parts for `None`.
     """
 
     setting: str
@@ -59,6 +61,8 @@ class TimedTraining(Cell):
     context: int = 64
     embedding: int = 128
     blocks: int = 4
+    learn_every: int = 1
+    sites: tuple[str, ...] | None = None
 
 
 def run(cell: TimedTraining, context: Context) -> list[Row]:

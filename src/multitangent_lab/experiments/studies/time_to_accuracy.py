@@ -35,6 +35,7 @@ class Setting:
         epochs: How long backpropagation trains, and every other gradient in the search.
         rates: The middle of the grid of learning rates, for every gradient and K.
         options: Further fields of `TimedTraining`.
+        of_method: The same for one gradient and K alone.
         trials: How many learning rates every gradient tries; odd.
     """
 
@@ -42,7 +43,8 @@ class Setting:
     epochs: int
     rates: Mapping[Method, float]
     options: Mapping[str, Any]
-    trials: int = field(default=5)
+    of_method: Mapping[Method, Mapping[str, Any]] = field(default_factory=dict)
+    trials: int = 5
 
     def cell(
         self, method: Method, rate: float, seed: int, until: float | None = None
@@ -58,6 +60,7 @@ class Setting:
             self.epochs if until is None else LONGER * self.epochs,
             until_loss=until,
             **self.options,
+            **self.of_method.get(method, {}),
         )
 
     def trials_of(self, method: Method) -> list[TimedTraining]:
@@ -67,27 +70,17 @@ class Setting:
         return [self.cell(method, float(f"{rate:.4g}"), 0) for rate in rates]
 
 
-def _alike(rate: float, projection: float) -> dict[Method, float]:
+def _rates(rate: float, projection: float, *guesses: Method) -> dict[Method, float]:
     """Rates of gradients that are as long as the true one, and of the projection."""
-    return {
-        BACKPROPAGATION: rate,
-        ("informed", 8): rate,
-        ("feedback", 4): rate,
-        ("residual", 1): rate,
-        ("projection", 16): projection,
-    }
-
-
-def _of_text(rate: float) -> dict[Method, float]:
-    """The same without `feedback`, which would learn a matrix from every logit of every token."""
-    return {key: rate for key in _alike(rate, rate) if key[0] != "feedback"}
+    of_guesses = dict.fromkeys((BACKPROPAGATION, *guesses), rate)
+    return of_guesses | {("projection", 16): projection}
 
 
 SETTINGS = (
     Setting(
         "gpt",
         2,
-        _of_text(0.0015),
+        _rates(0.0015, 0.0015, ("residual", 1), ("informed", 8)),
         {
             "model": "gpt",
             "dataset": "text",
@@ -100,7 +93,7 @@ SETTINGS = (
     Setting(
         "vit",
         6,
-        _alike(0.1, 0.5),
+        _rates(0.1, 0.5, ("residual", 1), ("feedback", 4)),
         {
             "model": "vit",
             "dataset": "cifar10",
@@ -112,7 +105,7 @@ SETTINGS = (
     Setting(
         "resnet18",
         6,
-        _alike(0.02, 0.5),
+        _rates(0.02, 0.5, ("feedback", 3), ("informed", 8)),
         {
             "model": "resnet18",
             "dataset": "cifar10",
@@ -121,19 +114,21 @@ SETTINGS = (
             "evaluate_every": 25,
             "recalibrate": True,
         },
+        {("feedback", 3): {"sites": ("stage2", "head")}},
     ),
     Setting(
         "fc",
         5,
-        _alike(0.1, 0.2),
-        {"model": "fc", "dataset": "fashion-mnist", "evaluate_every": 100},
+        _rates(0.1, 0.2, ("informed", 8), ("feedback", 4)),
+        {"model": "fc", "dataset": "mnist", "evaluate_every": 100},
+        {key: {"learn_every": 16} for key in (("informed", 8), ("feedback", 4))},
     ),
 )
 QUICK = (
     Setting(
         "digits",
         3,
-        _alike(0.4, 0.4),
+        _rates(0.4, 0.4, ("informed", 8), ("feedback", 4)),
         {"model": "fc", "dataset": "digits", "width": 64, "evaluate_every": 6},
         trials=3,
     ),
