@@ -132,7 +132,8 @@ class TrainConfig(RunSettings):
         if self.gradient != "auto":
             return self
         chosen = self.num_tangents, self.sites, self.output
-        is_open = self.perturb == "activations" and chosen == (None, None, None)
+        is_plain = (self.perturb, self.credit) == ("activations", "sample")
+        is_open = is_plain and chosen == (None, None, None)
         recipe = _RECIPES.get(self.model) if is_open else None
         return replace(self, **(recipe or {"gradient": "informed"}))
 
