@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
+from causal_models import (
+    CLASSES,
+    SIZE,
+    WIDTH,
+    B,
+    Causal,
+    Recurrent,
+    T,
+    assert_close,
+    batch,
+    gradients_of,
+    made,
+    of_logits,
+    true_gradients,
+)
 from torch import Tensor, nn
 
 from models_for_tests import DEVICE
@@ -18,10 +31,9 @@ from multitangent import (
     Projection,
     SimulatedGradient,
 )
-from multitangent.aggregation import Rescaled, Sum, SumOfGuesses, TopK
-from multitangent.engine import Derivatives, ForwardMode
+from multitangent.aggregation import Rescaled, Sum, TopK
 from multitangent.gradient import DifferenceGradient, step
-from multitangent.objective import LogitsLoss, Objective
+from multitangent.objective import LogitsLoss
 from multitangent.tangents import (
     Cone,
     Normalized,
@@ -33,72 +45,6 @@ from multitangent.tangents import (
     Sphere,
     StandardBasis,
 )
-
-B, T, WIDTH, CLASSES = 4, 4, 3, 5
-SIZE = T * (2 * WIDTH + CLASSES)  # n
-
-
-class Causal(nn.Module):
-    """A running mean over time between layers within tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(2, WIDTH)
-        self.second = nn.Linear(WIDTH, WIDTH)
-        self.last = nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.first(x))
-        h = h + torch.tanh(self.second(self.mixed(h)))
-        return self.last(self.mixed(torch.tanh(h)))
-
-    def mixed(self, h: Tensor) -> Tensor:
-        counts = torch.arange(1, h.shape[1] + 1, device=h.device)[:, None]
-        return h.cumsum(1) / counts
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.GRU(2, WIDTH, batch_first=True)
-        self.last = nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.inner(x)[0])
-
-
-def made(kind: type[nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return kind().to(DEVICE, torch.float64)
-
-
-def batch(size: int = B) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(size, T, 2, generator=generator, dtype=torch.float64)
-    y = torch.randint(CLASSES, (size, T), generator=generator)
-    return x.to(DEVICE), y.to(DEVICE)
-
-
-def gradients_of(model: nn.Module) -> list[Tensor]:
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    model.zero_grad()
-    return grads
-
-
-def true_gradients(model: nn.Module, value: Tensor) -> list[Tensor]:
-    value.backward()
-    return gradients_of(model)
-
-
-def assert_close(found: list[Tensor], expected: list[Tensor], atol: float = 1e-9) -> None:
-    assert len(found) == len(expected) > 0
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=atol, rtol=0)
-
-
-def of_logits(output: Tensor, target: Tensor) -> Tensor:
-    """The losses ``[B, T]`` of logits ``[B, T, classes]``."""
-    return nn.functional.cross_entropy(output.mT, target, reduction="none")
 
 
 class TestExact:
@@ -372,157 +318,3 @@ class TestCredit:
         found = gradients_of(model)
         ForwardGradient(model, LogitsLoss(), Normal(3), perturb=perturb)(x, y)
         assert_close(found, gradients_of(model))
-
-
-class MeanOverTime(Causal):
-    def mixed(self, h: Tensor) -> Tensor:
-        return h + h.mean(1, keepdim=True)
-
-
-class Bidirectional(Causal):
-    def mixed(self, h: Tensor) -> Tensor:
-        return nn.functional.scaled_dot_product_attention(h, h, h)
-
-
-class NextToken(Causal):
-    """A leak from one position to the one before it, and nowhere else."""
-
-    def mixed(self, h: Tensor) -> Tensor:
-        return torch.cat([h[:, :1], h[:, 2:3], h[:, 2:]], 1)
-
-
-class NormalizedOverTime(Causal):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(WIDTH, affine=False)
-
-    def mixed(self, h: Tensor) -> Tensor:
-        return self.norm(h.mT).mT
-
-
-class ChannelsFirst(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv1d(2, WIDTH, 1)
-        self.last = nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.first(x.mT).mT)
-
-
-class BackwardInTime(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.GRU(2, WIDTH, batch_first=True, bidirectional=True)
-        self.last = nn.GRU(2 * WIDTH, CLASSES, batch_first=True, bidirectional=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.inner(x)[0])[0]
-
-
-NOT_CAUSAL = [MeanOverTime, Bidirectional, NextToken, NormalizedOverTime, BackwardInTime]
-
-
-class TestRefusals:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("gradient", [ForwardGradient, SimulatedGradient, DifferenceGradient])
-    @pytest.mark.parametrize("kind", NOT_CAUSAL)
-    def test_a_model_that_is_not_causal(self, kind, gradient, dtype):
-        model, (x, y) = made(kind).to(dtype), batch()
-        perturb = Activations(credit="token")
-        with pytest.raises(RuntimeError, match=r"causal in time .* depend on the output of"):
-            gradient(model, LogitsLoss(), Normal(3), perturb=perturb)(x.to(dtype), y)
-
-    def test_derivatives_of_other_tokens(self):
-        """Each derivative is right, and that of another token's loss: their sum does not tell."""
-
-        class Reversed:
-            statistics = "frozen"
-
-            def __init__(self, inner):
-                self.inner = inner
-
-            def __call__(self, run, tangents):
-                found = self.inner(run, tangents)
-                return Derivatives(found.losses, found.jvps.flip(-1))
-
-        class Gradient(ForwardGradient):
-            def _engine(self, trial):
-                return Reversed(ForwardMode(trial.micro_batch, trial.is_plain, trial.compares))
-
-        model, (x, y) = made(Causal), batch()
-        with pytest.raises(RuntimeError, match="Directional derivatives should be those"):
-            Gradient(model, LogitsLoss(), Normal(3), perturb=Activations(credit="token"))(x, y)
-
-    def test_an_objective_without_tokens(self):
-        objective = Objective(made(Causal), LogitsLoss())
-        with pytest.raises(ValueError, match=r"has_tokens=True for .*credit='token'"):
-            Activations(credit="token").bind(objective)
-
-    def test_normalisation_in_evaluation_mode_is_causal(self):
-        model, (x, y) = made(NormalizedOverTime).eval(), batch()
-        loss = LogitsLoss()
-        ForwardGradient(model, loss, Normal(SIZE), perturb=Activations(credit="token"))(x, y)
-        found = gradients_of(model)
-        assert_close(found, true_gradients(model, loss(model(x), y)))
-
-    def test_a_loss_that_is_not_causal(self):
-        def centred(output: Tensor, target: Tensor) -> Tensor:
-            losses = of_logits(output, target)
-            return (losses - losses.mean(1, keepdim=True)).square()
-
-        model, (x, y) = made(Causal), batch()
-        with pytest.raises(RuntimeError, match=r"causal in time .* the output of 'last'"):
-            ForwardGradient(model, centred, perturb=Activations(credit="token"))(x, y)
-
-    @pytest.mark.parametrize("gradient", [ForwardGradient, DifferenceGradient])
-    def test_a_site_without_an_axis_of_time(self, gradient):
-        model, (x, y) = made(ChannelsFirst), batch()
-        with pytest.raises(ValueError, match=r"Found shape \[4, 3, 4\] at 'first'"):
-            gradient(model, LogitsLoss(), perturb=Activations(credit="token"))(x, y)
-
-    @pytest.mark.parametrize(
-        ("loss", "found"),
-        [
-            (lambda output, y: of_logits(output, y).mean(1), r"shape \[\d\]"),
-            (lambda output, y: of_logits(output, y)[..., None], r"shape \[\d, 4, 1\]"),
-            (lambda output, y: 1.0, "1.0"),
-        ],
-    )
-    def test_losses_of_samples(self, loss, found):
-        model, (x, y) = made(Causal), batch()
-        with pytest.raises(ValueError, match=rf"one number per token.* Found {found}"):
-            ForwardGradient(model, loss, perturb=Activations(credit="token"))(x, y)
-
-    def test_losses_of_other_samples(self):
-        model, (x, y) = made(Causal), batch()
-        with pytest.raises(ValueError, match=r"one number per sample\. Found"):
-            ForwardGradient(
-                model, lambda out, y: of_logits(out, y)[1:], perturb=Activations(credit="token")
-            )(x, y)
-
-    def test_guesses_that_are_not_measured(self):
-        model, (x, y) = made(Causal), batch()
-        perturb = Activations(credit="token", output="exact")
-        with pytest.raises(ValueError, match=r"`aggregator` should measure .* SumOfGuesses"):
-            ForwardGradient(model, LogitsLoss(), Residual(), SumOfGuesses(), perturb)(x, y)
-
-    @pytest.mark.parametrize("discount", [-0.1, 1.1, float("nan"), "0.5"])
-    def test_a_discount_out_of_range(self, discount):
-        with pytest.raises(ValueError, match="`discount` should be at least 0 and at most 1"):
-            Activations(credit="token", discount=discount)
-
-    def test_a_discount_without_tokens(self):
-        with pytest.raises(ValueError, match="`discount` should be 1 for credit='sample'"):
-            Activations(discount=0.5)
-
-    def test_an_unknown_credit(self):
-        with pytest.raises(ValueError, match="`credit` should be one of"):
-            Activations(credit="position")
-
-    def test_a_causal_model_of_single_precision_passes_in_silence(self):
-        model, (x, y) = made(Recurrent).float(), batch()
-        gradient = ForwardGradient(model, LogitsLoss(), perturb=Activations(credit="token"))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            gradient(x.float(), y)
