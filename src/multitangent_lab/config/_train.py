@@ -279,8 +279,9 @@ def config_hash(values: dict[str, Any]) -> str:
 
     Those of the first version count always, later ones where they are not at their default.
     """
-    defaults = {name: getattr(_DEFAULTS, name) for name in _LATER} | {"learn_every": 1}
-    return digest(without_defaults(values, defaults))
+    if values.get("learn_every") == 1:  # as all did when there was no such setting
+        values = values | {"learn_every": None}
+    return digest(without_defaults(values, {name: getattr(_DEFAULTS, name) for name in _LATER}))
 
 
 def as_json(config: Settings) -> dict[str, Any]:
@@ -293,6 +294,6 @@ _DEFAULTS = RunSettings()
 _LATER = (
     "gain", "hidden_layers", "images", "recalibrate", "data", "level", "context", "embedding",
     "blocks", "heads", "text_hash", "code_hash", "until_loss", "evaluate_every", "credit",
-    "discount", "sites",
+    "discount", "sites", "learn_every",
 )  # fmt: skip
 _PLACES = ("data_dir", "data_file", "device", "run_dir", "resume", "tensorboard")
