@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
     )
     run = problem.perturbation(batch, stream, tangents)
     losses, jvps, output_tangents = problem.engine_of_step(tangents)(run, tangents)
-    with torch.autocast(jvps.device.type, enabled=False):
+    with _full_precision(jvps.device.type):
         gram, jvps = problem.reduce(tangents.gram().to(jvps.device), jvps)
         combination = combine(
             problem.source,
@@ -69,6 +71,13 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
         per_sample=run.per_sample,
         output_tangents=output_tangents,
     )
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Inside this block nothing is computed in mixed precision."""
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _local(gram: Tensor, jvps: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +132,7 @@ class Step:
         per_sample: Whether those are of samples.
         output_tangents: The derivatives of the model's output along V, ``[K, B, *output]``, where
             the source needs them.
+        learned: What the source's state becomes, of a compiled step that has told it.
     """
 
     losses: Tensor
@@ -133,6 +143,7 @@ class Step:
     values: Mapping[str, Tensor] = field(default_factory=dict)
     per_sample: bool = True
     output_tangents: Tensor | None = None
+    learned: Mapping[str, Any] | None = None
 
     @property
     def observation(self) -> Observation | None:
