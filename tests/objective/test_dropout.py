@@ -11,10 +11,11 @@ from multitangent.objective import BatchMode
 
 
 def part(start, stop, batch):
-    def generator(call, device):
-        return torch.Generator(device).manual_seed(call)
+    def noise(call, shape, device):
+        generator = torch.Generator(device).manual_seed(call)
+        return torch.rand(shape, generator=generator, device=device)
 
-    return BatchMode(generator, slice(start, stop), batch)
+    return BatchMode(noise, slice(start, stop), batch)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -94,7 +94,7 @@ class Aggregator(ABC):
         Raises:
             ValueError: If the shapes do not fit each other or a value is not finite.
         """
-        _check(gram, jvps, are_measured=self.needs_derivatives)
+        _check_shapes(gram, jvps)
         flags = (False,) * len(jvps) if guesses is None else tuple(guesses)
         if len(flags) != len(jvps):
             raise ValueError(
@@ -108,6 +108,8 @@ class Aggregator(ABC):
             precision=torch.finfo(jvps.dtype).eps if precision is None else precision,
             guesses=flags,
         )
+        if not _are_finite(measured.gram, *[measured.jvps] * self.needs_derivatives):
+            raise _not_finite(gram, jvps)
         coefficients = self.coefficients(measured)
         self._check_result(coefficients, measured)
         return coefficients.movedim(-1, 0)
@@ -120,7 +122,7 @@ class Aggregator(ABC):
                 f"`coefficients` of {self!r} should return a tensor of the shape "
                 f"{list(measured.jvps.shape)}, that of `measured.jvps`. Found {shape}."
             )
-        if not check(coefficients.isfinite().all()):
+        if not _are_finite(coefficients):
             raise NonFiniteError(
                 f"`coefficients` of {self!r} should be finite. Found values that are infinite or "
                 "not a number, for a Gram matrix and directional derivatives that are finite. Try "
@@ -162,19 +164,31 @@ class Aggregator(ABC):
         )
 
 
-def _check(gram: Tensor, jvps: Tensor, *, are_measured: bool) -> None:
+def _check_shapes(gram: Tensor, jvps: Tensor) -> None:
     if jvps.ndim == 0 or not _fits(gram, jvps):
         raise ValueError(
             "`gram` should have the shape [K, K] or [B, K, K] and `jvps` [K] or [K, B], of the "
             f"same tangents and samples. Found {list(gram.shape)} and {list(jvps.shape)}."
         )
-    for name, value in (("gram", gram), ("jvps", jvps))[: 1 + are_measured]:
-        if not check(value.isfinite().all()):
-            raise NonFiniteError(
-                f"`{name}` should be finite. Found {int((~value.isfinite()).sum())} of "
-                f"{value.numel()} values that are infinite or not a number. Try a lower learning "
-                "rate, or look for the layer whose output is not finite."
-            )
+
+
+def _are_finite(*values: Tensor) -> bool:
+    """Whether all values are finite, as they are where their sum is."""
+    total, *others = [value.sum() for value in values]
+    for other in others:
+        total = total + other
+    if check(total - total == 0):
+        return True
+    return all(bool(value.isfinite().all()) for value in values)  # whose sum is too large
+
+
+def _not_finite(gram: Tensor, jvps: Tensor) -> NonFiniteError:
+    name, value = ("jvps", jvps) if gram.isfinite().all() else ("gram", gram)
+    return NonFiniteError(
+        f"`{name}` should be finite. Found {int((~value.isfinite()).sum())} of "
+        f"{value.numel()} values that are infinite or not a number. Try a lower learning "
+        "rate, or look for the layer whose output is not finite."
+    )
 
 
 def _fits(gram: Tensor, jvps: Tensor) -> bool:

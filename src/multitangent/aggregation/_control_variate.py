@@ -78,10 +78,10 @@ class ControlVariate(Aggregator):
         if self.gain != "auto":
             return self.gain
         gram = measured.take(random).gram.reshape(-1, len(random), len(random))
-        shared = torch.allclose(gram, gram[:1], rtol=1e-9, atol=0)
-        samples = 1 if shared else len(gram)
-        common = max(_COMMON, 1 / samples)
-        dimension = _effective_dimension(gram[:samples], measured.dimension)
+        shared = torch.isclose(gram, gram[:1], rtol=1e-9, atol=0).all()
+        samples = torch.where(shared, 1.0, float(len(gram)))
+        common = (1 / samples).clamp(min=_COMMON)
+        dimension = _effective_dimension(gram, measured.dimension)
         return 1 / (1 + dimension / (len(random) * samples * common))
 
     def _held(self, measured: Measured, guesses: list[int], offset: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class ControlVariate(Aggregator):
         return coefficients
 
 
-def _effective_dimension(gram: Tensor, dimension: int | None) -> Tensor | float:
+def _effective_dimension(gram: Tensor, dimension: int | None) -> Tensor:
     """``(tr S)^2 / tr S^2`` of the covariance S of random tangents, from their Gram matrices.
 
     ``|v|^2`` has the mean tr S, and ``<v, w>^2`` of independent ones tr S^2.
@@ -102,16 +102,17 @@ def _effective_dimension(gram: Tensor, dimension: int | None) -> Tensor | float:
     pairs = gram - torch.diag_embed(lengths)
     products = pairs.square().sum() / (len(gram) * max(lengths.shape[-1] - 1, 1))
     # Of a single tangent, of orthogonal and of zero ones there is nothing to be told.
-    if products > _ROUNDING * lengths.square().sum() / len(gram):
-        estimate = lengths.mean().square() * lengths.shape[-1] / products
-        return estimate if dimension is None else estimate.clamp(max=dimension)
-    if dimension is None:
+    is_told = products > _ROUNDING * lengths.square().sum() / len(gram)
+    estimate = lengths.mean().square() * lengths.shape[-1] / products
+    if dimension is not None:
+        return torch.where(is_told, estimate.clamp(max=dimension), float(dimension))
+    if not is_told:
         raise ValueError(
             "`dimension` should be given for gain='auto' and a single random tangent, or several "
             "that are orthogonal. Found none. Try dimension=n, the number of perturbed scalars, or "
             "a number for the gain."
         )
-    return dimension
+    return estimate
 
 
 def _along(gram: Tensor, coefficients: Tensor) -> Tensor:

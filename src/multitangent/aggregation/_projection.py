@@ -41,7 +41,7 @@ class Projection(Aggregator):
 
     def coefficients(self, measured: Measured) -> Tensor:
         lengths = measured.gram.diagonal(dim1=-2, dim2=-1).sqrt()
-        unit = torch.where(lengths > 0, 1 / lengths, 0.0)
+        unit = lengths.reciprocal().nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         gram = unit.unsqueeze(-1) * measured.gram * unit.unsqueeze(-2)
         jvps, tolerance = unit * measured.jvps, self._tolerance(measured)
         return unit * pseudoinverse_product(gram, jvps, tolerance, measured.dimension)

@@ -38,7 +38,7 @@ def _solved(gram: Tensor, jvps: Tensor, tolerance: float) -> Tensor | None:
     inverse = torch.linalg.solve_triangular(factor, identity.expand_as(gram), upper=False)
     # |L^-1|^2 is the sum of the inverse eigenvalues, and none is larger than K.
     trace = inverse.square().sum((-2, -1))
-    far = (failed == 0) & (trace * gram.shape[-1] * max(tolerance, _SINGULAR) < 1)
+    far = (failed == 0) & (trace < 1 / (gram.shape[-1] * max(tolerance, _SINGULAR)))
     if not check(far.all()):
         return None
     return rows_times(rows_times(jvps, inverse.mT), inverse)

@@ -4,7 +4,7 @@ from multitangent.dual import _rules as _rules  # registers the rules
 from multitangent.dual._adopted import ordinary_afterwards
 from multitangent.dual._algebra import add, add_to, full_tangents, primal, tangents, times
 from multitangent.dual._arguments import find_duals, map_duals
-from multitangent.dual._deferred import Deferred, Drawn, Factored
+from multitangent.dual._deferred import Deferred, Drawn, Factored, computed
 from multitangent.dual._dispatch import result_of
 from multitangent.dual._dual_tensor import DualTensor, as_parameter, pad_rows, without_base
 from multitangent.dual._factors import Factors, Part
@@ -46,6 +46,7 @@ __all__ = [
     "add_to",
     "as_parameter",
     "attention_with_dropout",
+    "computed",
     "constant",
     "constant_statistics",
     "find_duals",

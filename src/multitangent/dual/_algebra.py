@@ -80,10 +80,16 @@ def times(x: DualTensor, factor: Tensor | float) -> Product:
     return x.product.times(factor)
 
 
-def add_to(x: DualTensor, t: Tensor) -> Tensor:
-    """``tangents(x) + t`` of equally many axes, in one pass where those of `x` are a product."""
+def add_to(x: DualTensor, t: Tensor) -> Tensor | Product:
+    """``tangents(x) + t`` of equally many axes, in one pass where those of `x` are a product.
+
+    A sum of tangents that samples share, times factors of each sample, is not computed yet.
+    """
     total = Product(t).plus(x.product) if x.is_pending else None
-    return add(x.tangents, t) if total is None else total.computed()
+    if total is None:
+        return add(x.tangents, t)
+    are_shared = all(rows.ndim > 2 and rows.shape[1] == 1 for rows, _ in total.terms)
+    return total if are_shared else total.computed()
 
 
 def scaled(x: Any, factor: Any, ndim: int) -> Tensor | None:

@@ -36,6 +36,11 @@ class Deferred(ABC):
         return None
 
 
+def computed(tangents: Tensor | Deferred) -> Tensor:
+    """The tangents themselves."""
+    return tangents.computed() if isinstance(tangents, Deferred) else tangents
+
+
 class Factored(Deferred):
     """Tangents of a matrix in parts, one after the other, of which some are `Factors`.
 

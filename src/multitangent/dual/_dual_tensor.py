@@ -64,8 +64,8 @@ class DualTensor(Tensor):
         super().__init__()
 
     @classmethod
-    def deferred(cls, primal: Tensor, tangents: Deferred) -> DualTensor:
-        """A dual tensor whose tangents are computed when they are needed."""
+    def deferred(cls, primal: Tensor, tangents: Tensor | Deferred) -> DualTensor:
+        """A dual tensor whose tangents may be computed when they are needed, without checks."""
         return make_dual(primal, tangents)
 
     @property

@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from multitangent._deferred_checks import tracing
 
-_SMALL = 2**21  # multiplications below which the choice does not matter
+_SMALL = 2**21  # multiplications below which the choice does not matter,
+_SMALL_RECORDED = 2**25  # where autograd would have to be told of a function of our own
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,6 +33,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def recorded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, recorded by autograd where that is asked for; once differentiable."""
+    if torch.is_grad_enabled() and x.numel() * weight.shape[0] < _SMALL_RECORDED:
+        return F.linear(x, weight, bias)
     if not _pays(x, weight) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():

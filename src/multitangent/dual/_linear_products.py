@@ -1,4 +1,4 @@
-"""The products of a linear layer's input with K tangents of its weights."""
+"""The products of a linear layer: K tangents of its input, and K tangents of its weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual._algebra import add
+from multitangent.dual._algebra import add, full
 from multitangent.dual._deferred import Factored
+from multitangent.dual._dual_tensor import DualTensor
 from multitangent.dual._factors import Factors
 from multitangent.dual._kernels import linear
+from multitangent.dual._product import Factor, Product
+
+
+def through_weight(x: DualTensor, weight: Tensor) -> Tensor:
+    """``x' W^T`` for all K tangents x' of the input ``[*lead, in]``.
+
+    A tangent t that all samples share, times a factor f of each sample, as ReLU leaves it, is
+    ``(f t) W^T = f (t W)^T``. With fewer outputs than samples that is less work, and no tensor of
+    all tangents of all samples is made.
+    """
+    pending = x.held(Product)
+    if pending is None or not any(_is_cheaper(t, factor, weight) for t, factor in pending.terms):
+        return linear(full(x, -1), weight)
+    return add(*(_through(t, factor, weight) for t, factor in pending.terms))
+
+
+def _through(t: Tensor, factor: Factor, weight: Tensor) -> Tensor:
+    """``(f t) W^T`` for one term of a product."""
+    if isinstance(factor, Tensor) and _is_cheaper(t, factor, weight):
+        weights = t.reshape(len(t), 1, -1) * weight.to(t.dtype)
+        return by_rows(factor, weights)
+    rows = Product(t, factor).computed()
+    return linear(rows.expand(*rows.shape[:-1], weight.shape[-1]), weight)
+
+
+def _is_cheaper(t: Tensor, factor: Factor, weight: Tensor) -> bool:
+    """Whether tangents ``[K, 1, ..., in]`` are better multiplied with the weights than a factor."""
+    return (
+        isinstance(factor, Tensor)
+        and t.shape[-1] == factor.shape[-1] == weight.shape[-1]
+        and t.numel() == len(t) * t.shape[-1]
+        and factor.ndim == t.ndim - 1
+        and factor.numel() > weight.numel()
+    )
 
 
 def by_rows(x: Tensor, t: Tensor) -> Tensor:

@@ -10,7 +10,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from multitangent.dual import Drawn, DualTensor, add_to, ordinary_afterwards, pad_rows, primal
+from multitangent.dual import (
+    Deferred,
+    Drawn,
+    DualTensor,
+    add_to,
+    computed,
+    ordinary_afterwards,
+    pad_rows,
+    primal,
+)
 from multitangent.dual import tangents as tangents_of
 from multitangent.engine._engine import Derivatives
 from multitangent.engine._split import SplitError, agree, losses_of_two_parts
@@ -101,13 +110,13 @@ def _add_tangents(tangents: Tangents, value: Tensor, name: str, samples: slice) 
         draw = Drawn(lambda: _aligned(block.rows(), value.ndim), block.dtype)
         return DualTensor.deferred(value, draw)
 
-    def total() -> Tensor:
+    def total() -> Tensor | Deferred:
         rows = _aligned(block.rows(samples), value.ndim)
         return add_to(value, rows) if isinstance(value, DualTensor) else rows
 
     if block.may_be_unused:
-        return DualTensor.deferred(primal(value), Drawn(total, block.dtype))
-    return DualTensor(primal(value), total())
+        return DualTensor.deferred(primal(value), Drawn(lambda: computed(total()), block.dtype))
+    return DualTensor.deferred(primal(value), total())
 
 
 def _aligned(rows: Tensor, ndim: int) -> Tensor:

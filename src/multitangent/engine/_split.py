@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from multitangent._deferred_checks import check
 from multitangent.perturbation import Run
 
 
@@ -17,7 +18,7 @@ def agree(parts: Tensor, whole: Tensor) -> bool:
     if parts.shape != whole.shape:
         return False
     difference, largest = (parts - whole).abs(), whole.abs().max()
-    return bool((difference <= tolerance(whole) * largest).all() | ~whole.isfinite().all())
+    return check((difference <= tolerance(whole) * largest).all() | ~whole.isfinite().all())
 
 
 def tolerance(value: Tensor) -> float:

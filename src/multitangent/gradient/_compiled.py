@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,20 +15,22 @@ from torch.nn.utils.stateless import _reparametrize_module
 from multitangent._deferred_checks import deferred_checks
 from multitangent._structures import map_tensors, tensors_of
 from multitangent.gradient._coefficients import Combination
-from multitangent.gradient._replayed import RecordingSource, ReplayedSource
+from multitangent.gradient._learned import has_tensors_only, learn, structure, with_state
+from multitangent.gradient._replayed import RecordingStream, ReplayedStream, drawn_outside
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.objective import Batch, Objective
 from multitangent.perturbation import Perturbation
-from multitangent.tangents import DenseBlock, Request, Stream, TangentSource
+from multitangent.tangents import FactoredBlock, Stream
 
 
 class CompiledStep:
     """Steps on batches of one shape, by a graph of plain operations that was traced once.
 
-    Tangents are drawn outside of the graph, and stored. What a step checks on the way, such as
-    that all values are finite, is assumed by the graph and reported by it; where it does not hold
-    the step is done again without the graph. What the model keeps outside of its parameters and
-    buffers, such as a number in an attribute, is part of the graph.
+    Random numbers are drawn outside of the graph, tangents and masks of dropout alike. What the
+    source has learned goes into the graph, and comes out of it as the step leaves it. What a step
+    checks on the way, such as that all values are finite, is assumed by the graph and reported by
+    it; where it does not hold the step is done again without the graph. What the model keeps
+    outside of its parameters and buffers, such as a number in an attribute, is part of the graph.
 
     Args:
         problem: What is differentiated and how.
@@ -46,13 +48,14 @@ class CompiledStep:
         batch: Batch,
         stream: Stream,
     ) -> None:
-        self._problem = problem
+        source = drawn_outside(problem.source, stream.step)
+        self._problem = replace(problem, source=source)
         self._perturb = perturb
         self._objective = objective
         self._parameters = dict(objective.model.named_parameters())
         self._buffers = dict(objective.model.named_buffers())
         self._correction = batch.correction
-        self._requests = self._find_requests(batch, stream)
+        self._draws = self._find_draws(batch, stream)
         example = [argument.clone() for argument in self._arguments(batch, stream)]
         graph = make_fx(lambda *args: self._flat_step(batch, stream, args))(*example)
         self._run: Callable[..., Any] = torch.compile(graph, dynamic=False)
@@ -61,45 +64,50 @@ class CompiledStep:
         """One step, ``None`` if an assumption did not hold: then nothing has changed."""
         if batch.correction != self._correction:
             return None
-        saved = self._objective.saved_state()
-        holds, losses, gram, coefficients, mixed_gram, jvps, *gradients = self._run(
+        before = [buffer.clone() for buffer in self._buffers.values()]
+        holds, losses, gram, coefficients, mixed_gram, jvps, *others = self._run(
             *self._arguments(batch, stream)
         )
         if not bool(holds):
-            saved.restore()
+            for buffer, value in zip(self._buffers.values(), before, strict=True):
+                buffer.data.copy_(value)
             return None
         trainable = [p for p in self._parameters.values() if p.requires_grad]
+        gradients, state = others[: len(trainable)], others[len(trainable) :]
         return Step(
             losses,
             gram,
             Combination(coefficients, mixed_gram, jvps),
             gradients=dict(zip(trainable, gradients, strict=True)),
+            learned=self._state(state) if state else None,
         )
 
     def _arguments(self, batch: Batch, stream: Stream) -> list[Tensor]:
-        source = self._problem.source
-        rows = [DenseBlock(source, replace(r, stream=stream)).rows() for r in self._requests]
         values = tensors_of((batch.inputs, batch.target))
         parameters = [parameter.detach() for parameter in self._parameters.values()]
-        return [*parameters, *self._buffers.values(), *values, *rows]
+        state = tensors_of(self._problem.source.state_dict())
+        draws = [draw(stream) for draw in self._draws]
+        return [*parameters, *self._buffers.values(), *values, *state, *draws]
 
-    def _find_requests(self, batch: Batch, stream: Stream) -> list[Request]:
-        """What tangents are asked for, from a step that changes nothing."""
-        source = RecordingSource(self._problem.source)
+    def _find_draws(self, batch: Batch, stream: Stream) -> list[Callable[[Stream], Tensor]]:
+        """How random numbers are drawn, from a step that changes nothing."""
+        recording = RecordingStream(stream)
         copies = {
             name: value.detach().clone().requires_grad_(value.requires_grad)
             for name, value in (self._parameters | self._buffers).items()
         }
-        self._step_on(copies, source, batch, stream)
-        return source.requests
+        result = self._step_on(copies, batch, recording)
+        assert result.tangents is not None
+        for name, block in result.tangents.blocks.items():
+            if isinstance(block, FactoredBlock):
+                raise NotImplementedError(f"tangents in factors, at {name!r}")
+        return recording.draws
 
-    def _step_on(
-        self, stand_ins: dict[str, Tensor], source: TangentSource, batch: Batch, stream: Stream
-    ) -> Step:
+    def _step_on(self, stand_ins: dict[str, Tensor], batch: Batch, stream: Stream) -> Step:
         """A step with other parameters and buffers, which the perturbation is bound to."""
         with _reparametrize_module(self._objective.model, stand_ins):
             bound = self._perturb.bind(self._objective)
-            return step(replace(self._problem, perturbation=bound, source=source), batch, stream)
+            return step(replace(self._problem, perturbation=bound), batch, stream)
 
     def _flat_step(self, batch: Batch, stream: Stream, args: Sequence[Tensor]) -> list[Tensor]:
         """A step as a function of tensors, from tensors to tensors."""
@@ -110,11 +118,11 @@ class CompiledStep:
         for name in self._buffers:
             stand_ins[name] = next(remaining)
         inputs, target = map_tensors(lambda _: next(remaining), (batch.inputs, batch.target))
-        source = ReplayedSource(self._problem.source, list(remaining))
-        with deferred_checks() as conditions:
-            result = self._step_on(
-                stand_ins, source, replace(batch, inputs=inputs, target=target), stream
-            )
+        batch = replace(batch, inputs=inputs, target=target)
+        state = self._state(remaining)
+        with deferred_checks() as conditions, with_state(self._problem.source, state):
+            result = self._step_on(stand_ins, batch, ReplayedStream(stream, list(remaining)))
+            learned = tensors_of(learn(self._problem.source, result))
         holds = torch.stack([condition.reshape(()) for condition in conditions]).all()
         gradients: Mapping[Any, Tensor] = result.gradients
         of_parameters = [
@@ -122,7 +130,15 @@ class CompiledStep:
             for tensor in stand_ins.values()
             if tensor.requires_grad
         ]
-        return [holds, result.losses, result.gram, *result.combination, *of_parameters]
+        return [holds, result.losses, result.gram, *result.combination, *of_parameters, *learned]
+
+    def _state(self, tensors: Iterable[Tensor]) -> dict[str, Any]:
+        """The state of the source, made of tensors."""
+        remaining = iter(tensors)
+        state: dict[str, Any] = map_tensors(
+            lambda _: next(remaining), self._problem.source.state_dict()
+        )
+        return state
 
 
 def compiled_step(
@@ -130,27 +146,32 @@ def compiled_step(
 ) -> CompiledStep | None:
     """A compiled step that passed its test, or ``None`` and a warning.
 
-    The test compares losses, gradients and buffers with those of the step as it is written, with
-    other random numbers than those of the trace: what should vary from step to step must.
+    The test compares losses, gradients, buffers and what the source learns with those of the step
+    as it is written, with other random numbers than those of the trace: what should vary from step
+    to step must. There is no warning where the source has just begun to learn: what it has learned
+    has other shapes after the step.
     """
     model = objective.model
-    if names := [name for name, module in model.named_modules() if _drops(module)]:
-        _warn(f"dropout, whose masks are drawn while the model runs, in {', '.join(names)}")
+    if names := [name for name, module in model.named_modules() if _draws_alone(module)]:
+        _warn(f"random numbers that are drawn while the model runs, in {', '.join(names)}")
         return None
     if objective.has_tokens:
         _warn("losses of tokens, each of which is combined for itself")
         return None
-    if problem.source.needs(stream.step) or any(problem.source.guesses):
-        _warn(f"tangents that depend on the batch or on earlier steps, in {problem.source!r}")
-        return None
-    if names := _changing(problem, objective, batch, stream):
+    names, learned = _changing(problem, objective, batch, stream)
+    if names:
         _warn(f"attributes that change when the model runs, {', '.join(names)}")
         return None
-    other = Stream(stream.seed, stream.step + 1)
+    if not has_tensors_only(learned):
+        _warn(f"what {problem.source!r} has learned, which is not made of tensors alone")
+        return None
+    if structure(learned) != structure(problem.source.state_dict()):
+        return None
+    other = Stream(stream.seed + 1, stream.step)
     try:
         graph = CompiledStep(problem, perturb, objective, batch, stream)
-        expected = _outcome(objective, lambda: step(problem, batch, other))
-        outcome = _outcome(objective, lambda: graph(batch, other))
+        expected = _outcome(problem, objective, lambda: step(problem, batch, other))
+        outcome = _outcome(problem, objective, lambda: graph(batch, other))
     except Exception as error:  # what the compiler can not do; the user's own errors come again
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     else:
@@ -162,15 +183,19 @@ def compiled_step(
     return None
 
 
-def _changing(problem: Problem, objective: Objective, batch: Batch, stream: Stream) -> list[str]:
-    """The names of what modules keep from step to step outside of buffers."""
+def _changing(
+    problem: Problem, objective: Objective, batch: Batch, stream: Stream
+) -> tuple[list[str], Mapping[str, Any]]:
+    """What modules change outside of buffers, by name; and what the source learns of a step."""
     buffers = {name for name, _ in objective.model.named_buffers()}
     with objective.preserved():
         before = objective.saved_state()
-        step(problem, batch, stream)
+        result = step(problem, batch, stream)
         objective.release()
         changed = before.differing(objective.saved_state(), 0.0)
-    return [name for name in changed if name not in buffers]
+    with with_state(problem.source, problem.source.state_dict()):
+        learned = learn(problem.source, result)
+    return [name for name in changed if name not in buffers], learned
 
 
 def _warn(reason: str) -> None:
@@ -179,10 +204,11 @@ def _warn(reason: str) -> None:
     )
 
 
-def _drops(module: nn.Module) -> bool:
-    if not isinstance(module, nn.modules.dropout._DropoutNd):
-        return False
-    return module.training and module.p > 0
+def _draws_alone(module: nn.Module) -> bool:
+    """Whether a module draws random numbers that are not those of the stream."""
+    if isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
+        return module.training and module.p > 0
+    return isinstance(module, nn.RReLU) and module.training
 
 
 def _tolerance(problem: Problem) -> float:
@@ -191,17 +217,20 @@ def _tolerance(problem: Problem) -> float:
     return max(1e-3, 0.0 if carried is None else 8 * torch.finfo(carried).eps)
 
 
-def _outcome(objective: Objective, take: Callable[[], Step | None]) -> list[Tensor]:
-    """Losses, gradients and buffers after a step, of which nothing stays."""
-    model = objective.model
-    with objective.preserved():
+def _outcome(
+    problem: Problem, objective: Objective, take: Callable[[], Step | None]
+) -> list[Tensor]:
+    """Losses, gradients, buffers and the source's state after a step, of which nothing stays."""
+    model, source = objective.model, problem.source
+    with objective.preserved(), with_state(source, source.state_dict()):
         result = take()
         if result is None:
             raise ValueError("an assumption that does not hold")
         if not set(result.gradients) <= set(model.parameters()):
             raise ValueError("parameters outside of the model")
         gradients = [result.gradients[p] for p in model.parameters() if p in result.gradients]
-        return [result.losses, *gradients, *[buffer.clone() for buffer in model.buffers()]]
+        state = tensors_of(learn(source, result))
+        return [result.losses, *gradients, *[b.clone() for b in model.buffers()], *state]
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -33,6 +33,7 @@ from multitangent.gradient._compiled import CompiledStep, compiled_step
 from multitangent.gradient._diagnostics import Diagnostics, diagnose
 from multitangent.gradient._grad import accumulate, hooked
 from multitangent.gradient._kinds import found_parameters, kind_of
+from multitangent.gradient._learned import learn, structure
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
 from multitangent.objective import Batch
@@ -128,8 +129,7 @@ class GradientEstimator(ABC):
         """
         before = self._source.state_dict()
         try:
-            if (observation := result.observation) is not None:
-                self._source.update(observation)  # before hooks change the gradients
+            learn(self._source, result)  # before hooks change the gradients
             return {p: hooked(p, gradient) for p, gradient in result.gradients.items()}
         except BaseException:
             self._source.load_state_dict(before)
@@ -157,7 +157,7 @@ class GradientEstimator(ABC):
         refuse_backward_hooks(self._modules, self.model)
         if isinstance(self.loss, nn.Module):
             refuse_backward_hooks(list(self.loss.modules()), self.loss)
-        if found_parameters(self.model) != self._bound_to:
+        if found_parameters(self._modules) != self._bound_to:
             self._bind()
         batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
         self._kind = kind_of(batch, self._modules, self._device)
@@ -186,7 +186,7 @@ class GradientEstimator(ABC):
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
-        self._bound_to = found_parameters(self.model)
+        self._bound_to = found_parameters(list(self.model.modules()))
         self._sizes = None
         self._trials: dict[Any, Trial] = {}
         self._verified: set[Any] = set()
@@ -211,20 +211,19 @@ class GradientEstimator(ABC):
         """One step by a compiled graph, if that is wanted and possible."""
         if not self.compile:
             return None
-        key = self._signature(batch)
+        key = self._signature(stream)
         if key not in self._graphs:
             whole = replace(self._trial(batch, stream), micro_batch=batch.size)
             at_once = replace(problem, engine=self._engine(whole), store_tangents=True)
             self._graphs[key] = compiled_step(at_once, self.perturb, self._objective, batch, stream)
         graph = self._graphs[key]
-        if graph is None or self._source.needs(stream.step):
-            return None
-        return graph(batch, stream)
+        return None if graph is None else graph(batch, stream)
 
-    def _signature(self, batch: Batch) -> Any:
+    def _signature(self, stream: Stream) -> Any:
         """What a graph is made for."""
         parts = self.tangents, self.aggregator, self.perturb, self.tangent_dtype
-        return *self._kind, repr(parts)
+        state = structure(self._source.state_dict())
+        return *self._kind, repr(parts), self._source.needs(stream.step), state
 
     def _eager(self, problem: Problem, batch: Batch, stream: Stream) -> Step:
         """One step; where it does not go with so many samples at a time, with others."""

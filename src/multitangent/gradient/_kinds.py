@@ -18,11 +18,11 @@ def kind_of(batch: Batch, modules: Sequence[nn.Module], device: torch.device) ->
     return shapes(batch), modes, cast
 
 
-def found_parameters(model: nn.Module) -> list[tuple[int, bool]]:
-    """What the parameters of a model are now, and which of them are trainable."""
+def found_parameters(modules: Sequence[nn.Module]) -> list[tuple[int, bool]]:
+    """What the parameters of modules are now, and which of them are trainable."""
     return [
         (id(parameter), parameter.requires_grad)
-        for module in model.modules()
+        for module in modules
         for parameter in module._parameters.values()
         if parameter is not None
     ]

@@ -1,43 +1,71 @@
-"""Sources that write down what they are asked for, and that answer from what was drawn before."""
+"""How a graph gets its random numbers: they are drawn outside of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
-from multitangent.tangents import Request, TangentSource
+from multitangent.tangents import Request, Stream, TangentSource
 
 
-class RecordingSource(TangentSource):
-    """A source that notes what it is asked for."""
+class RecordingStream(Stream):
+    """A stream that notes how each of its random tensors is drawn.
+
+    Args:
+        stream: The stream of which it has the numbers.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(stream.seed, stream.step)
+        self.draws: list[Callable[[Stream], Tensor]] = []
+
+    def drawn(self, draw: Callable[[Stream], Tensor]) -> Tensor:
+        self.draws.append(draw)
+        return draw(Stream(self.seed, self.step))  # which does not note what a part of it draws
+
+
+class ReplayedStream(Stream):
+    """A stream of which everything is drawn already.
+
+    Args:
+        stream: The stream that it stands for.
+        values: What was drawn, in the order of the step.
+    """
+
+    def __init__(self, stream: Stream, values: Sequence[Tensor]) -> None:
+        super().__init__(stream.seed, stream.step)
+        self._values = iter(values)
+
+    def drawn(self, draw: Callable[[Stream], Tensor]) -> Tensor:
+        return next(self._values)
+
+
+def drawn_outside(source: TangentSource, step: int) -> TangentSource:
+    """The same source; of a sum, whatever needs nothing of the step is drawn as a whole."""
+    terms = [
+        term if term.needs(step) or any(term.guesses) else _DrawnOutside(term)
+        for term in source.summands
+    ]
+    return reduce(add, terms)
+
+
+class _DrawnOutside(TangentSource):
+    """A source whose blocks are random tensors of the stream, however they are drawn."""
 
     def __init__(self, source: TangentSource) -> None:
         self.source = source
         self.num_tangents = source.num_tangents
-        self.requests: list[Request] = []
 
     def draw(self, request: Request) -> Tensor:
-        self.requests.append(replace(request, value=None, target=None))
-        return self.source.draw(request)
+        plain = replace(request, value=None, target=None, loss=None)
+        return request.stream.drawn(lambda stream: self.source.draw(replace(plain, stream=stream)))
 
     def has_factors(self, request: Request) -> bool:
-        if self.source.has_factors(request):
-            raise NotImplementedError(f"tangents in factors, at {request.name!r}")
-        return False
-
-
-class ReplayedSource(TangentSource):
-    """A source of tangents that are drawn already."""
-
-    def __init__(self, source: TangentSource, blocks: Sequence[Tensor]) -> None:
-        self.source = source
-        self.num_tangents = source.num_tangents
-        self._blocks = iter(blocks)
-
-    def draw(self, request: Request) -> Tensor:
-        return next(self._blocks)
+        return self.source.has_factors(request)
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.source.mixing(gram, dimension)

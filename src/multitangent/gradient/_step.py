@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +56,7 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
     )
     run = problem.perturbation(batch, stream, tangents)
     losses, jvps, output_tangents = problem.engine_of_step(tangents)(run, tangents)
-    with torch.autocast(jvps.device.type, enabled=False):
+    with _full_precision(jvps.device.type):
         seen = _as_seen(tangents, run, jvps)
         gram, jvps = problem.reduce(seen.gram().to(jvps.device), jvps)
         combination = combine(
@@ -83,6 +85,13 @@ def _as_seen(tangents: Tangents, run: Run, jvps: Tensor) -> Tangents | TangentsI
     """The tangents as the losses see them: as far as each token, if losses are those of tokens."""
     discount = discount_of(run)
     return tangents if discount is None else TangentsInTime(tangents, jvps.shape[-1], discount)
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Inside this block nothing is computed in mixed precision."""
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _local(gram: Tensor, jvps: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,6 +146,7 @@ class Step:
         per_sample: Whether those are of samples.
         output_tangents: The derivatives of the model's output along V, ``[K, B, *output]``, where
             the source needs them.
+        learned: What the source's state becomes, of a compiled step that has told it.
     """
 
     losses: Tensor
@@ -147,6 +157,7 @@ class Step:
     values: Mapping[str, Tensor] = field(default_factory=dict)
     per_sample: bool = True
     output_tangents: Tensor | None = None
+    learned: Mapping[str, Any] | None = None
 
     @property
     def observation(self) -> Observation | None:

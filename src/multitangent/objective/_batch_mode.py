@@ -23,7 +23,7 @@ from multitangent.dual import (
     result_of,
 )
 from multitangent.objective._batch_norm import Normalization, Statistics
-from multitangent.objective._dropout import DROPOUTS, Dropout
+from multitangent.objective._dropout import DROPOUTS, Dropout, Noise
 from multitangent.objective._randomness import RANDOM, Randomness
 from multitangent.objective._record import EXPENSIVE, BatchRecord, PrimalCache
 
@@ -40,7 +40,7 @@ class BatchMode(TorchFunctionMode):
     has computed is not computed again.
 
     Args:
-        generator: Maps the count of the dropout call to a seeded generator on a device.
+        noise: Uniform numbers for one call of dropout: see `Dropout`.
         rows: The samples of the batch that are at hand.
         batch_size: The number of samples of the whole batch.
         statistics: What batch normalisation in training mode does: see `Normalization`.
@@ -59,7 +59,7 @@ class BatchMode(TorchFunctionMode):
 
     def __init__(
         self,
-        generator: Callable[[int, torch.device], torch.Generator],
+        noise: Noise,
         rows: slice,
         batch_size: int,
         statistics: Statistics = "update",
@@ -71,7 +71,7 @@ class BatchMode(TorchFunctionMode):
         self.stand_ins: Mapping[int, Tensor] = {}
         self.is_plain = False
         self.records_graph = records_graph
-        self.dropout = Dropout(generator, rows, batch_size, record, statistics == "update")
+        self.dropout = Dropout(noise, rows, batch_size, record, statistics == "update")
         self._randomness = Randomness(rows, batch_size, record, statistics == "update")
         self._normalization = Normalization(statistics, record)
         self._records = statistics == "update"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ _SHARED_AXES: dict[Callable[..., Any], int] = {
     F.dropout3d: 3,
 }
 DROPOUTS = tuple(_SHARED_AXES)
+Noise = Callable[[int, Sequence[int], torch.device], Tensor]
 
 
 class Dropout:
@@ -27,7 +28,7 @@ class Dropout:
     All tangents of a sample share one mask. A second run of the same module has the same masks.
 
     Args:
-        generator: Maps the count of the call to a seeded generator on a device.
+        noise: Maps the count of the call, a shape and a device to uniform numbers.
         rows: The samples at hand.
         batch_size: The number of samples of the whole batch.
         record: What the run of the whole batch left, or is to leave; ``None`` for neither.
@@ -39,14 +40,14 @@ class Dropout:
 
     def __init__(
         self,
-        generator: Callable[[int, torch.device], torch.Generator],
+        noise: Noise,
         rows: slice,
         batch_size: int,
         record: BatchRecord | None,
         is_whole: bool,
     ) -> None:
         self.calls = 0
-        self._generator = generator
+        self._uniform = noise
         self._rows = rows
         self._batch_size = batch_size
         self._record = record
@@ -72,7 +73,7 @@ class Dropout:
         """Uniform numbers of a shape: those of the samples at hand."""
         call, self.calls = self.calls, self.calls + 1
         whole, place = self._place(call, shape)
-        noise = torch.rand(whole, generator=self._generator(call, like.device), device=like.device)
+        noise = self._uniform(call, whole, like.device)
         if place is None:
             return noise
         axis, count = place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -152,23 +152,27 @@ class Objective:
             dropout_calls: How many calls of dropout came before.
         """
 
-        def generator(call: int, device: torch.device) -> torch.Generator:
-            return stream.generator(device, stream.fold_in("dropout", call))
+        def noise(call: int, shape: Sequence[int], device: torch.device) -> Tensor:
+            def draw(stream: Stream) -> Tensor:
+                generator = stream.generator(device, stream.fold_in("dropout", call))
+                return torch.rand(shape, generator=generator, device=device)
+
+            return stream.drawn(draw)
 
         mode = BatchMode(
-            generator,
+            noise,
             part.rows,
             part.batch_size,
             statistics,
             record,
             records_graph=torch.is_grad_enabled(),
         )
-        device = part.device
+        device, cpu = part.device, torch.device("cpu")
         random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with random, uncompiled(), foreign_functions(), sweep(), torch.enable_grad(), mode:
             # Other random functions repeat themselves too, for the same split of the batch.
             key = stream.fold_in("other", part.rows.start)
-            torch.set_rng_state(stream.generator(torch.device("cpu"), key).get_state())
+            torch.set_rng_state(stream.generator(cpu, key).get_state())
             if device.type == "cuda":
                 torch.cuda.set_rng_state(stream.generator(device, key).get_state(), device)
             mode.dropout.calls = dropout_calls

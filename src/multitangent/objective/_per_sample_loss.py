@@ -68,15 +68,15 @@ class PerSampleLoss:
         kept = target != self._function.ignore_index
         weight = self._function.weight
         if weight is None:
-            divisor = kept.sum()
+            divisor = float(kept.sum())
         else:
-            divisor = weight[torch.where(kept, target.long(), 0)].mul(kept).sum()
+            divisor = float(weight[torch.where(kept, target.long(), 0)].mul(kept).sum())
         if not divisor:
             raise ValueError(
                 "`target` should have a label that counts: the mean is one over those. Found a "
                 "batch whose labels are all ignored or have no weight. Try to leave it out."
             )
-        return target.shape[0] / float(divisor)
+        return target.shape[0] / divisor
 
     def __call__(
         self,
@@ -157,7 +157,9 @@ def _check_alignment(losses: Any, output: Any, target: Any) -> None:
     if not all(isinstance(value, Tensor) for value in (losses, output, target)):
         return
     losses, output, target = primal(losses), primal(output), primal(target)
-    if output.ndim != target.ndim and losses.ndim == max(output.ndim, target.ndim):
+    with torch._C.DisableTorchFunction():  # nothing here concerns the model's functions
+        ndims = losses.ndim, output.ndim, target.ndim
+    if ndims[1] != ndims[2] and ndims[0] == max(ndims[1:]):
         raise ValueError(
             "`loss` should compare the output with a target of the same shape: the axis of the "
             "batch is the first one of both, but broadcasting aligns the last ones, so that every "

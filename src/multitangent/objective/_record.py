@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multitangent._deferred_checks import check
 from multitangent.dual import primal
 from multitangent.objective._state import version
 
@@ -58,7 +59,7 @@ class PrimalCache:
 def _alike(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors agree, but for rounding."""
     largest = partial(torch.linalg.vector_norm, ord=torch.inf)
-    return bool(largest(a - b) <= 1e-4 * largest(b))
+    return check(largest(a - b) <= 1e-4 * largest(b))
 
 
 class BatchRecord:

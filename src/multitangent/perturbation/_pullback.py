@@ -20,15 +20,15 @@ _END = "behind the last site"  # which is no name of a module
 
 @dataclass
 class _Visit:
-    """One run of a site's modules."""
+    """One run of a site's modules; all but the site and its outputs is for a second run."""
 
     site: Site
-    inputs: Any  # what the modules were called with, where they are to run again
-    versions: list[int]  # of the input tensors, to notice a write into them
-    calls: int  # dropout calls before this run
-    random_state: Tensor | None  # of other random functions
-    before: SavedState | None  # what the modules kept before this run
-    casts: list[torch.autocast]  # the types of mixed precision in this run
+    inputs: Any = None  # what the modules were called with
+    versions: Sequence[int] = ()  # of the input tensors, to notice a write into them
+    calls: int = 0  # dropout calls before this run
+    random_state: Tensor | None = None  # of other random functions
+    before: SavedState | None = None  # what the modules kept before this run
+    casts: Sequence[torch.autocast] = ()  # the types of mixed precision in this run
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -56,16 +56,25 @@ class LocalPullback:
 
     def enter(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], calls: int) -> None:
         """A layer begins."""
-        inputs: Any = None
-        if self.recompute:
-            _refuse_stand_ins(site)
-            inputs = map_tensors(primal, (args, kwargs))
-        versions = [t._version for t in tensors_of(inputs)]
-        state = torch.get_rng_state() if self.recompute else None
+        if not self.recompute:
+            self._visits.append(_Visit(site))
+            return
+        _refuse_stand_ins(site)
+        inputs = map_tensors(primal, (args, kwargs))
+        tensors = tensors_of(inputs)
         with torch._C.DisableTorchFunction():  # nothing here concerns the model's functions
-            before = SavedState(site.modules) if self.recompute else None
-        casts = [_autocast(t) for t in tensors_of(inputs)[:1]]
-        self._visits.append(_Visit(site, inputs, versions, calls, state, before, casts))
+            before = SavedState(site.modules)
+        self._visits.append(
+            _Visit(
+                site,
+                inputs,
+                [t._version for t in tensors],
+                calls,
+                torch.get_rng_state(),
+                before,
+                [_autocast(t) for t in tensors[:1]],
+            )
+        )
 
     def leave(self, name: str, output: Tensor) -> None:
         """One output of the layer, with the name of its block of tangents."""

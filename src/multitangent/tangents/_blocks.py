@@ -56,6 +56,7 @@ class Tangents:
         self.needs = source.needs(stream.step)
         self._store = store
         self.dtype = dtype
+        self._joined: Tensor | None = None  # the rows [K, n] of all small blocks
 
     @property
     def num_tangents(self) -> int:
@@ -135,11 +136,21 @@ class Tangents:
             else:
                 grams.append(block.gram())
         if small:  # one product for many blocks
-            grams.append(gram_of(torch.cat(small, 2)))
+            joined = small[0] if len(small) == 1 else torch.cat(small, 2)
+            grams.append(gram_of(joined))
+            if len(small) == len(self.blocks) and self._can_join(joined.dtype):
+                self._joined = joined[0]
         if not grams:  # nothing is perturbed
             return torch.zeros(self.num_tangents, self.num_tangents, dtype=torch.float64)
         total = grams[0] if len(grams) == 1 else sum(grams[1:], start=grams[0])
         return total[0] if len(total) == 1 else total
+
+    def _can_join(self, dtype: torch.dtype) -> bool:
+        """Whether all blocks are kept, and hold rows of one type that is also the gradients'."""
+        return all(
+            block.is_stored and block.dtype is block.request.dtype is dtype
+            for block in self.blocks.values()
+        )
 
     def apply(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """``V g``: the directional derivatives ``[K, b]`` for gradients ``[b, *shape]`` by name."""
@@ -148,8 +159,21 @@ class Tangents:
 
     def combine(self, coefficients: Tensor) -> dict[str, Tensor]:
         """``V^T c`` for coefficients ``[K, *losses]``, block by block: ``[*losses, *shape]``."""
+        if self._joined is not None:
+            return self._combined_at_once(self._joined, coefficients)
         columns = coefficients if coefficients.ndim > 1 else coefficients.unsqueeze(1)
         combined = {name: block.combine(columns) for name, block in self.blocks.items()}
         if coefficients.ndim > 1:
             return combined
         return {name: gradient[0] for name, gradient in combined.items()}
+
+    def _combined_at_once(self, rows: Tensor, coefficients: Tensor) -> dict[str, Tensor]:
+        """The same of small blocks, by one product for all of them."""
+        losses = coefficients.shape[1:]
+        weights = coefficients.to(rows.dtype).reshape(len(rows), -1)
+        sizes = [block.dimension for block in self.blocks.values()]
+        total = torch.split(weights.mT @ rows, sizes, 1)
+        return {
+            name: gradient.reshape((*losses, *block.request.shape))
+            for (name, block), gradient in zip(self.blocks.items(), total, strict=True)
+        }

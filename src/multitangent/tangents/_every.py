@@ -81,7 +81,7 @@ class Every(TangentSource):
 
     def needs(self, step: int) -> Needs:
         if self.learns(step):
-            return self._all.needs(step)
+            return self._all.needs(step) | Needs.UPDATE  # by which the two kinds of steps differ
         return self._alone.needs(step) & ~(Needs.OUTPUT_TANGENTS | Needs.UPDATE)
 
     def _drawn(self, request: Request) -> TangentSource:

@@ -156,12 +156,11 @@ class _LearnedFeedback(StatefulSource[Feedback]):
     def _steps(self, drawn: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Tensor:
         """The step's length for each random tangent, ``[K, 1 or b]``."""
         squared = torch.stack([v.square().sum(2) for v in vectors.values()]).sum(0)
-        largest = max(
-            float(mean_square(rows, tuple(rows.shape[2:])).max()) for rows in drawn.values()
-        )
-        dimension = float(squared.mean()) / max(largest, 1e-30)  # the effective one
+        sizes = [mean_square(rows, tuple(rows.shape[2:])).max() for rows in drawn.values()]
+        largest = torch.stack(sizes).max().clamp(min=1e-30)
+        dimension = squared.mean().double() / largest  # the effective one
         step_size = self.options.step_size * dimension / (dimension + squared.numel())
-        return step_size / squared.clamp(min=1e-30)
+        return squared.clamp(min=1e-30).reciprocal() * step_size
 
     def _matrix(self, name: str, vectors: Tensor, rows: int) -> Tensor:
         """What is known of a site, zeros where nothing is."""

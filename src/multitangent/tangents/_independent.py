@@ -13,6 +13,7 @@ from multitangent.tangents._stream import Stream
 
 _TOGETHER = 16  # rows at most that have a generator in common,
 _SHORT = 4096  # and numbers at most
+Fill = Callable[[Tensor, torch.Generator], object]
 
 
 @dataclass(frozen=True)
@@ -63,26 +64,33 @@ class IndependentRows:
             count, lambda row, generator: row.random_(0, 2, generator=generator).mul_(2).sub_(1)
         )
 
-    def _drawn(self, count: int, fill: Callable[[Tensor, torch.Generator], object]) -> Tensor:
+    def _drawn(self, count: int, fill: Fill) -> Tensor:
         if self.samples is None:
-            return self._shared(count, fill).view(count, 1, *self.shape)
-        draws = self._empty(len(self.samples), count, prod(self.shape))
-        first = self.stream.fold_in(self.site, *self.place, "sample", self.first)
-        for sample, rows in zip(self.samples, draws.unbind(), strict=True):
-            fill(rows, self.stream.generator(self.device, first + sample))
-        return draws.transpose(0, 1).reshape(count, len(self.samples), *self.shape)
+            shared = self.stream.drawn(lambda stream: self._shared(stream, count, fill))
+            return shared.view(count, 1, *self.shape)
+        samples = self.samples
+        draws = self.stream.drawn(lambda stream: self._of_samples(stream, samples, count, fill))
+        return draws.transpose(0, 1).reshape(count, len(samples), *self.shape)
 
-    def _shared(self, count: int, fill: Callable[[Tensor, torch.Generator], object]) -> Tensor:
+    def _of_samples(self, stream: Stream, samples: Sequence[int], count: int, fill: Fill) -> Tensor:
+        """Rows ``[b, K, n]``, with a generator for every sample."""
+        draws = self._empty(len(samples), count, prod(self.shape))
+        first = stream.fold_in(self.site, *self.place, "sample", self.first)
+        for sample, rows in zip(samples, draws.unbind(), strict=True):
+            fill(rows, stream.generator(self.device, first + sample))
+        return draws
+
+    def _shared(self, stream: Stream, count: int, fill: Fill) -> Tensor:
         """Rows ``[K, n]``, of which short ones have a generator in common, always filled whole."""
         size = prod(self.shape)
         together = max(1, min(_TOGETHER, _SHORT // max(size, 1)))
         first = self.first // together
         groups = range(first, -(-(self.first + count) // together))
         rows = self._empty(len(groups), together * size)
-        key = self.stream.fold_in(self.site, *self.place)
+        key = stream.fold_in(self.site, *self.place)
         filled = rows.unbind() if len(groups) > 1 else (rows[0],)
         for group, row in zip(groups, filled, strict=True):
-            fill(row, self.stream.generator(self.device, key + group))
+            fill(row, stream.generator(self.device, key + group))
         start = self.first - first * together
         return rows.view(-1, size)[start : start + count]
 

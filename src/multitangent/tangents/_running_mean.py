@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multitangent._deferred_checks import check
 from multitangent.tangents._guesses import GuessSource, StatefulSource, guess_block
 from multitangent.tangents._observation import Observation
 from multitangent.tangents._request import Request
@@ -79,12 +80,14 @@ class _Means(StatefulSource[RunningMean]):
     def update(self, observation: Observation) -> None:
         labels = _labels(next(iter(observation.requests.values())))
         self.labels = _extended(self.labels, labels)
-        rows = _rows(self.labels, labels)
+        # What is traced for labels that are known must not fail for others.
+        rows = _rows(self.labels, labels).clamp(max=len(self.labels) - 1)
         means = {}
         for name, request in observation.requests.items():
             gradient = observation.gradients[name]
             before = self._of(request, len(self.labels))
-            count = torch.bincount(rows, minlength=len(before)).to(gradient.dtype)
+            ones = gradient.new_ones(len(rows))
+            count = gradient.new_zeros(len(before)).index_add_(0, rows, ones)
             total = torch.zeros_like(before).index_add_(0, rows, gradient.to(before.dtype))
             seen = (count > 0).view(-1, *[1] * len(request.shape))
             now = total / count.clamp(min=1).view(-1, *[1] * len(request.shape))
@@ -131,8 +134,10 @@ def _rows(known: Tensor | None, labels: Tensor) -> Tensor:
 
 def _extended(known: Tensor | None, labels: Tensor) -> Tensor:
     """The labels that are known, and behind them those that come for the first time."""
-    found = torch.unique(labels)
-    if known is None:
-        return found
+    if known is None or not len(known):
+        return torch.unique(labels)
     known = known.to(labels.device)
-    return torch.cat([known, found[_rows(known, found) == len(known)]]) if len(known) else found
+    is_new = _rows(known, labels) == len(known)
+    if check(~is_new.any()):
+        return known
+    return torch.cat([known, torch.unique(labels[is_new])])

@@ -101,13 +101,15 @@ class _RunningSizes(TangentSource):
     def draw(self, request: Request) -> Tensor:
         rows = self.inner.draw(request)
         squares = self.squares.get(request.name)
-        if request.batch is None or squares is None or squares.numel() == 1 or not squares.any():
+        if request.batch is None or squares is None or squares.numel() == 1:
             return rows
         if squares.shape != positions(request.shape):  # those of another layer
             return rows
         spread = self.options.spread
         mixed = (1 - spread) * squares + spread * squares.mean()
-        return rows * (mixed / mixed.max()).sqrt().to(rows.dtype)
+        largest = mixed.max()
+        scale = torch.where(largest == 0, 1.0, mixed / largest)
+        return rows * scale.sqrt().to(rows.dtype)
 
     def has_factors(self, request: Request) -> bool:
         return self.inner.has_factors(request)

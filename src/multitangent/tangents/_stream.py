@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 
 class Stream:
@@ -19,6 +21,17 @@ class Stream:
         self.seed = seed
         self.step = step
         self._generators: dict[torch.device, torch.Generator] = {}
+
+    def drawn(self, draw: Callable[[Stream], Tensor]) -> Tensor:
+        """Random numbers, as a function of a stream.
+
+        All tangents and masks of a step come through here, so that a compiled step can draw them
+        outside of its graph.
+
+        Args:
+            draw: Draws them from a stream, and remembers no tensor.
+        """
+        return draw(self)
 
     def fold_in(self, *place: int | str) -> int:
         """The seed of a place; those that follow it are free for the rows of a block."""

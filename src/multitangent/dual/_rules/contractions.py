@@ -11,8 +11,7 @@ from torch import Tensor
 from multitangent.dual._algebra import add, full, full_tangents, primal, tangents
 from multitangent.dual._deferred import Deferred, Factored
 from multitangent.dual._dual_tensor import DualTensor
-from multitangent.dual._kernels import linear
-from multitangent.dual._linear_products import by_rows, with_factors
+from multitangent.dual._linear_products import by_rows, through_weight, with_factors
 from multitangent.dual._linear_tangents import FEWEST_THAT_WAIT, tangents_that_wait
 from multitangent.dual._registry import register_rule
 
@@ -26,9 +25,7 @@ def _linear(out: Tensor, x: Any, weight: Any, bias: Any = None) -> Tensor | Defe
         and (waiting := tangents_that_wait(out, x, weight, bias)) is not None
     ):
         return waiting
-    through = None
-    if (t := full_tangents(x, -1)) is not None:
-        through = linear(t, primal(weight))
+    through = through_weight(x, primal(weight)) if type(x) is DualTensor else None
     shift = tangents(bias, out.ndim)
     if type(weight) is not DualTensor:
         return add(through, shift)

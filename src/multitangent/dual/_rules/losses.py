@@ -33,30 +33,26 @@ def _cross_entropy(
     _refuse_old_reductions(size_average, reduce)
     logits, labels = primal(input), _labels(target)
     classes = 0 if logits.ndim == 1 else 1
+    options = weight, ignore_index, label_smoothing
     waiting = linear_tangents(input) if type(input) is DualTensor else None
-    if waiting is not None and waiting.axis == classes and type(target) is not DualTensor:
-        options = weight, ignore_index, label_smoothing
-        jvps, total = _in_chunks(waiting, logits, labels, *options)
-        return _reduced(jvps, jvps.shape[1:], reduction, total)
-    wanted, total = _wanted(logits, labels, classes, weight, ignore_index, label_smoothing)
-    # The loss is -sum(wanted * log_softmax).
     through = of_target = None
-    if type(input) is DualTensor:
-        gradient = logits.softmax(classes) * wanted.sum(classes, keepdim=True) - wanted
+    if waiting is not None and waiting.axis == classes and type(target) is not DualTensor:
+        through = _in_chunks(waiting, logits, labels, *options)
+    elif type(input) is DualTensor:
+        gradient = _gradient(logits, labels, classes, *options)
         through = (full(input, classes) * gradient).sum(classes + 1)
     if type(target) is DualTensor:
+        # The loss is -sum(wanted * log_softmax).
         gradient = (label_smoothing - 1) * logits.log_softmax(classes)
         if weight is not None:
             gradient = gradient * _along(weight, classes, logits.ndim)
         of_target = (full(target, classes) * gradient).sum(classes + 1)
-    shape = wanted.select(classes, 0).shape
-    return _reduced(add(through, of_target), shape, reduction, total)
+    jvps = add(through, of_target)
+    return _reduced(jvps, logits, labels, classes, weight, ignore_index, reduction)
 
 
-def _in_chunks(
-    waiting: LinearTangents, logits: Tensor, labels: Tensor, *options: Any
-) -> tuple[Tensor, Tensor | float]:
-    """The derivatives ``[K, *positions]``, and what their mean divides by, some rows at a time.
+def _in_chunks(waiting: LinearTangents, logits: Tensor, labels: Tensor, *options: Any) -> Tensor:
+    """The derivatives ``[K, *positions]`` of the losses, some rows at a time.
 
     The derivative of a row's loss with respect to its logits is multiplied by the weights once
     for all tangents, so that the tangents of the logits are never made.
@@ -69,16 +65,13 @@ def _in_chunks(
         labels = labels.movedim(classes, -1).reshape(rows.shape)
     else:
         labels = labels.reshape(-1)
-    total: Tensor | float = 0.0
-    tangents, jvps = waiting.as_rows(), []
-    for chunk in _chunks(rows):
-        wanted, share = _wanted(rows[chunk], labels[chunk], 1, *options)
-        gradient = rows[chunk].softmax(1).mul_(wanted.sum(1, keepdim=True)).sub_(wanted)
-        del wanted
-        jvps.append(tangents.along(chunk, gradient))
-        total = total + share
+    tangents = waiting.as_rows()
+    jvps = [
+        tangents.along(chunk, _gradient(rows[chunk], labels[chunk], 1, *options))
+        for chunk in _chunks(rows)
+    ]
     joined = torch.cat(jvps, 1)
-    return joined.reshape(len(joined), *positions), total
+    return joined.reshape(len(joined), *positions)
 
 
 def _chunks(rows: Tensor) -> list[slice]:
@@ -101,9 +94,10 @@ def _nll_loss(
     _refuse_old_reductions(size_average, reduce)
     x = input.primal
     classes = 0 if x.ndim == 1 else 1
-    wanted, total = _wanted(x, _labels(target), classes, weight, ignore_index, 0.0)
+    labels = _labels(target)
+    wanted = _wanted(x, labels, classes, weight, ignore_index, 0.0)
     jvps = (full(input, classes) * -wanted).sum(classes + 1)
-    return _reduced(jvps, wanted.select(classes, 0).shape, reduction, total)
+    return _reduced(jvps, x, labels, classes, weight, ignore_index, reduction)
 
 
 def _labels(target: Any) -> Tensor:
@@ -117,39 +111,78 @@ def _along(weight: Tensor, axis: int, ndim: int) -> Tensor:
     return weight.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def _reduced(jvps: Tensor, shape: torch.Size, reduction: str, total: Tensor | float) -> Tensor:
+def _reduced(
+    jvps: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    classes: int,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    """The derivatives of the losses ``[K, *positions]``, or of their sum or mean."""
+    if reduction != "mean":
+        return _summed(jvps, logits.select(classes, 0).shape, reduction)
+    total = _divisor(logits, labels, classes, weight, ignore_index)
+    return _summed(jvps, logits.select(classes, 0).shape, reduction) / total
+
+
+def _summed(jvps: Tensor, shape: torch.Size, reduction: str) -> Tensor:
     if reduction == "none":
         return jvps
     jvps = jvps.expand(jvps.shape[0], *shape)
-    summed = jvps.sum(list(range(1, jvps.ndim))) if jvps.ndim > 1 else jvps
-    return summed if reduction == "sum" else summed / total
+    return jvps.sum(list(range(1, jvps.ndim))) if jvps.ndim > 1 else jvps
 
 
-def _wanted(
+def _divisor(
+    logits: Tensor, labels: Tensor, classes: int, weight: Tensor | None, ignore_index: int
+) -> Tensor | float:
+    """What the mean over the losses divides by."""
+    if labels.is_floating_point():  # class probabilities
+        return float(logits.numel() // logits.shape[classes])
+    kept = labels != ignore_index
+    if weight is None:
+        return kept.sum()
+    return (weight[torch.where(kept, labels, 0)] * kept).sum()
+
+
+def _gradient(
     logits: Tensor,
-    target: Tensor,
+    labels: Tensor,
     classes: int,
     weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
-) -> tuple[Tensor, Tensor | float]:
-    """The weights of the log-probabilities in the loss, and what its mean divides by."""
-    count = logits.shape[classes]
-    if weight is None and label_smoothing == 0 and not target.is_floating_point():
-        kept = target != ignore_index
-        index = torch.where(kept, target, 0).unsqueeze(classes)  # what is ignored may be no class
-        present = kept.unsqueeze(classes).to(logits.dtype)
-        return torch.zeros_like(logits).scatter_(classes, index, present), kept.sum()
+) -> Tensor:
+    """The derivative of the sum of the losses with respect to the logits."""
+    if weight is None and label_smoothing == 0 and not labels.is_floating_point():
+        kept = (labels != ignore_index).unsqueeze(classes)
+        index = labels.unsqueeze(classes) * kept  # what is ignored may be no class
+        present = kept.to(logits.dtype)
+        return logits.softmax(classes).mul_(present).scatter_add_(classes, index, -present)
+    wanted = _wanted(logits, labels, classes, weight, ignore_index, label_smoothing)
+    return logits.softmax(classes).mul_(wanted.sum(classes, keepdim=True)).sub_(wanted)
+
+
+def _wanted(
+    logits: Tensor,
+    labels: Tensor,
+    classes: int,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> Tensor:
+    """The weights of the log-probabilities in the loss."""
     scale = torch.ones_like(logits[:1]) if weight is None else _along(weight, classes, logits.ndim)
-    if target.is_floating_point():  # class probabilities
-        smoothed = target * (1 - label_smoothing) + label_smoothing / count
-        return smoothed * scale, float(logits.numel() // count)
-    kept = target != ignore_index
-    index = torch.where(kept, target, torch.zeros_like(target)).unsqueeze(classes)
+    if labels.is_floating_point():  # class probabilities
+        return (labels * (1 - label_smoothing) + label_smoothing / logits.shape[classes]) * scale
+    kept = labels != ignore_index
+    index = torch.where(kept, labels, 0).unsqueeze(classes)
     one_hot = torch.zeros_like(logits).scatter_(classes, index, 1.0)
-    of_target = (one_hot * scale).sum(classes) * kept
-    wanted = one_hot * scale * (1 - label_smoothing) + scale * label_smoothing / count
-    return wanted * kept.unsqueeze(classes), of_target.sum()
+    wanted = one_hot * scale * (1 - label_smoothing)
+    if label_smoothing:
+        wanted = wanted + scale * label_smoothing / logits.shape[classes]
+    return wanted * kept.unsqueeze(classes)
 
 
 @register_rule(F.mse_loss)
@@ -172,8 +205,11 @@ def _mse_loss(
         difference = difference * weight
     ndim = difference.ndim
     jvps = add(scaled(input, difference, ndim), scaled(target, -difference, ndim))
+    summed = _summed(jvps, difference.shape, reduction)
+    if reduction != "mean":
+        return summed
     total = difference.numel() if weight is None else weight.expand_as(difference).sum()
-    return _reduced(jvps, difference.shape, reduction, total)
+    return summed / total
 
 
 def _refuse_old_reductions(size_average: Any, reduce: Any) -> None:

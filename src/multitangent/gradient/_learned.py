@@ -1,0 +1,47 @@
+"""What a source has learned: a state of tensors that a step replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from multitangent.gradient._step import Step
+from multitangent.tangents import TangentSource
+
+
+def learn(source: TangentSource, result: Step) -> Mapping[str, Any]:
+    """Tell a source of a step; returns its state."""
+    if result.learned is not None:
+        source.load_state_dict(result.learned)
+    elif (observation := result.observation) is not None:
+        source.update(observation)
+    return source.state_dict()
+
+
+@contextmanager
+def with_state(source: TangentSource, state: Mapping[str, Any]) -> Iterator[None]:
+    """A source with another state inside this block, and with its own one behind it."""
+    before = source.state_dict()
+    try:
+        source.load_state_dict(state)
+        yield
+    finally:
+        source.load_state_dict(before)
+
+
+def has_tensors_only(state: Mapping[str, Any]) -> bool:
+    """Whether a state is made of tensors, and of nothing that changes beside them."""
+    return all(leaf is None or isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(state))
+
+
+def structure(state: Mapping[str, Any]) -> Any:
+    """What is the same of two states that differ in the numbers alone."""
+    if not state:
+        return None
+    leaves, tree = pytree.tree_flatten(state)
+    kinds = [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves]
+    return tuple(kinds), str(tree)
