@@ -18,9 +18,10 @@ from multitangent.tangents._source import TangentSource
 class Every(TangentSource):
     """All tangents of a source in every m-th step, and its guesses alone in the others.
 
-    In the steps between nothing is learned: random tangents are neither drawn nor pushed, and the
+    In the first m steps it has all of them, so that guesses are soon of use. In the steps between
+    those that learn nothing is learned: random tangents are neither drawn nor pushed, and the
     model's responses to them are not looked at. Such a step carries the guesses alone, or nothing
-    at all with `SumOfGuesses`. The first step is one that learns.
+    at all with `SumOfGuesses`.
 
     The guesses of the source come first among the tangents, whatever their place in it. In a sum
     with other sources it should be the last: the random tangents that are missing in most steps
@@ -38,8 +39,8 @@ class Every(TangentSource):
         >>> source = Every(16, Normal(2) + Feedback(3) + OwnValue())
         >>> source.guesses
         (True, True, True, True, False, False)
-        >>> [bool(source.init().needs(step) & Needs.UPDATE) for step in (0, 1, 15, 16)]
-        [True, False, False, True]
+        >>> [bool(source.init().needs(step) & Needs.UPDATE) for step in (0, 15, 16, 17, 32)]
+        [True, True, True, False, True]
     """
 
     period: int
@@ -77,7 +78,7 @@ class Every(TangentSource):
 
     def learns(self, step: int) -> bool:
         """Whether a step is one of those that learn, by its count."""
-        return step % self.period == 0
+        return step < self.period or step % self.period == 0
 
     def needs(self, step: int) -> Needs:
         if self.learns(step):
