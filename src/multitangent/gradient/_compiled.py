@@ -22,6 +22,8 @@ from multitangent.objective import Batch, Objective
 from multitangent.perturbation import Perturbation
 from multitangent.tangents import FactoredBlock, Stream
 
+_NEAR = 64  # steps among which another one of the same kind is looked for
+
 
 class CompiledStep:
     """Steps on batches of one shape, by a graph of plain operations that was traced once.
@@ -167,7 +169,7 @@ def compiled_step(
         return None
     if structure(learned) != structure(problem.source.state_dict()):
         return None
-    other = Stream(stream.seed + 1, stream.step)
+    other = _other_step(problem, stream)
     try:
         graph = CompiledStep(problem, perturb, objective, batch, stream)
         expected = _outcome(problem, objective, lambda: step(problem, batch, other))
@@ -181,6 +183,14 @@ def compiled_step(
         reason = f"results differ by {worst:.1e} from those of the step without `compile`"
     _warn(reason)
     return None
+
+
+def _other_step(problem: Problem, stream: Stream) -> Stream:
+    """The next step that is of the same kind for the source, as far as one is near."""
+    needs = problem.source.needs(stream.step)
+    later = range(stream.step + 1, stream.step + 1 + _NEAR)
+    alike = (count for count in later if problem.source.needs(count) == needs)
+    return Stream(stream.seed + 1, next(alike, stream.step))
 
 
 def _changing(

@@ -54,7 +54,7 @@ class Settings:
     """How tangents are drawn; low-rank, products of two vectors: of weights only."""
     perturb: Literal["activations", "weights"] = "activations"
     """What tangents are directions of."""
-    sites: tuple[str, ...] | None = None
+    sites: Suppress[tuple[str, ...] | None] = None
     """The modules whose outputs are perturbed, by name; by default the parts of the paper's
     networks, the blocks of others."""
     share: Suppress[Literal["batch", "sample"] | None] = None
@@ -68,7 +68,7 @@ class Settings:
     each credited to the positions up to it, for a model that is causal in time."""
     discount: Suppress[float] = 1.0
     """With --credit token: what a loss counts for the position before its own."""
-    learn_every: int | None = None
+    learn_every: Suppress[int | None] = None
     """Guesses learn from random tangents in every m-th step, and are used alone in the others; by
     default in every 16th for fc, and in all for other models."""
     gain: Suppress[float | Literal["auto"]] = "auto"

@@ -226,6 +226,8 @@ class CompareConfig(RunSettings):
         "auto",
     )
     """The gradients to compare."""
+    credit: Suppress[Literal["sample", "token"]] = "sample"
+    """As in a run; here in a `--config` file, for the sake of a short `--help`."""
     until_loss: float | None = None
     """Train every gradient until its validation loss is down to this, at most for --epochs."""
     evaluate_every: int | None = None
