@@ -67,13 +67,13 @@ def test_cosines_grow_with_the_number_of_tangents(tmp_path):
 def test_guesses_beside_random_tangents_of_equal_time(tmp_path):
     config = BenchConfig(measure="guesses", counts=(1, 4), out=tmp_path / "g.json", **SMALL)
     rows = {row["gradient"]: row for row in run_bench(config, json=True)["rows"]}
-    assert (tmp_path / "g.csv").read_text().startswith("gradient,num_tangents,flops,")
+    assert (tmp_path / "g.csv").read_text().startswith("gradient,num_tangents,learn_every,flops,")
     assert rows["backpropagation"]["ratio_to_backpropagation"] == 1
     # Batch of 4, widths 784, 8, 8, 10: forward, and gradients of weights and of hidden values.
     products = 784 * 8 + 8 * 8 + 8 * 10
     flops = 2 * 4 * (2 * products + 8 * 8 + 8 * 10)
     assert rows["backpropagation"]["flops"] == flops
-    assert rows["feedback"]["num_tangents"] == 4
+    assert (rows["feedback"]["num_tangents"], rows["feedback"]["learn_every"]) == (4, 16)
     # Three more rows of tangents through the two layers behind the first site, one matrix for all.
     assert rows["4 random"]["flops"] > rows["1 random"]["flops"] > flops / 2
 

@@ -181,7 +181,7 @@ def test_what_diverges_later_is_tested_as_it_was_before(tmp_path, monkeypatch):
             module.optimizer.param_groups[0]["lr"] = 1e30
 
     monkeypatch.setattr(
-        "multitangent_lab.experiments._training._Deadline.on_train_epoch_start",
+        "multitangent_lab.experiments._training.Deadline.on_train_epoch_start",
         on_train_epoch_start,
     )
     rows = run(TINY[1], Context(Store(tmp_path / "diverges"), device="cpu"))

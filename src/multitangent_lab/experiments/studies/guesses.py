@@ -80,12 +80,6 @@ STUDIES: Mapping[str, Study] = {
         },
         {"epochs": 5, "hidden_layers": 8},
     ),
-    "eight-layers-every-16": Study(
-        "fc",
-        "mnist",
-        {("feedback", 10): (0.1, 0.2, 0.4)},
-        {"epochs": 5, "hidden_layers": 8, "learn_every": 16},
-    ),
     "resnet18-small": Study(
         "resnet18",
         "cifar10",
