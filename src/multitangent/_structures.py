@@ -29,7 +29,7 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def copied(value: Any, device: torch.device) -> Any:
-    """A structure of the same kind, of copies on a device; single numbers stay where they are."""
+    """The same structure with copies of its tensors on a device; scalars keep their device."""
 
     def copy_of(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

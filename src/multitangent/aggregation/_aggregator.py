@@ -173,13 +173,13 @@ def _check_shapes(gram: Tensor, jvps: Tensor) -> None:
 
 
 def _are_finite(*values: Tensor) -> bool:
-    """Whether all values are finite, as they are where their sum is."""
+    """Whether all values are finite. A finite sum shows that they are."""
     total, *others = [value.sum() for value in values]
     for other in others:
         total = total + other
     if check(total - total == 0):
         return True
-    return all(bool(value.isfinite().all()) for value in values)  # whose sum is too large
+    return all(bool(value.isfinite().all()) for value in values)  # their sum may overflow
 
 
 def _not_finite(gram: Tensor, jvps: Tensor) -> NonFiniteError:

@@ -83,7 +83,7 @@ def times(x: DualTensor, factor: Tensor | float) -> Product:
 def add_to(x: DualTensor, t: Tensor) -> Tensor | Product:
     """``tangents(x) + t`` of equally many axes, in one pass where those of `x` are a product.
 
-    A sum of tangents that samples share, times factors of each sample, is not computed yet.
+    The sum stays a product that waits if all of its tangents are shared by the samples.
     """
     total = Product(t).plus(x.product) if x.is_pending else None
     if total is None:

@@ -65,7 +65,7 @@ class DualTensor(Tensor):
 
     @classmethod
     def deferred(cls, primal: Tensor, tangents: Tensor | Deferred) -> DualTensor:
-        """A dual tensor whose tangents may be computed when they are needed, without checks."""
+        """A dual tensor, made without checks. Deferred tangents are computed when needed."""
         return make_dual(primal, tangents)
 
     @property

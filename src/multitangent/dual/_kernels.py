@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from multitangent._deferred_checks import tracing
 
-_SMALL = 2**21  # multiplications below which the choice does not matter,
-_SMALL_RECORDED = 2**25  # where autograd would have to be told of a function of our own
+_SMALL = 2**21  # multiplications below which the choice does not matter
+_SMALL_RECORDED = 2**25  # the same where autograd would have to register a custom function
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

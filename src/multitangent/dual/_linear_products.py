@@ -19,9 +19,9 @@ from multitangent.dual._product import Factor, Product
 def through_weight(x: DualTensor, weight: Tensor) -> Tensor:
     """``x' W^T`` for all K tangents x' of the input ``[*lead, in]``.
 
-    A tangent t that all samples share, times a factor f of each sample, as ReLU leaves it, is
-    ``(f t) W^T = f (t W)^T``. With fewer outputs than samples that is less work, and no tensor of
-    all tangents of all samples is made.
+    ReLU leaves tangents t that all samples share, times a factor f of each sample. For these
+    ``(f t) W^T = f (t W)^T``. That is less work where there are fewer outputs than samples, and it
+    needs no tensor of all tangents of all samples.
     """
     pending = x.held(Product)
     if pending is None or not any(_is_cheaper(t, factor, weight) for t, factor in pending.terms):
@@ -39,7 +39,7 @@ def _through(t: Tensor, factor: Factor, weight: Tensor) -> Tensor:
 
 
 def _is_cheaper(t: Tensor, factor: Factor, weight: Tensor) -> bool:
-    """Whether tangents ``[K, 1, ..., in]`` are better multiplied with the weights than a factor."""
+    """Whether it is less work to multiply tangents ``[K, 1, ..., in]`` with the weights first."""
     return (
         isinstance(factor, Tensor)
         and t.shape[-1] == factor.shape[-1] == weight.shape[-1]

@@ -75,9 +75,9 @@ class Backpropagation:
         """The gradients of the perturbed values, for some weighted sums of the tokens' losses.
 
         Args:
-            run: The batch, prepared, with the losses of tokens.
-            tangents: Whose blocks name the perturbed values.
-            weights: Of the tokens' losses in each of R sums, ``[R, T]``.
+            run: The prepared batch, with the losses of tokens.
+            tangents: Tangents whose blocks name the perturbed values.
+            weights: The weights ``[R, T]`` of the tokens' losses in each of R sums.
         """
         evaluation, offsets = self._watched(run, tangents)
         for row in weights.to(evaluation.losses):
@@ -98,7 +98,7 @@ class Backpropagation:
 
     @torch.enable_grad()
     def _watched(self, run: Run, tangents: Tangents) -> tuple[Evaluation, dict[str, Tensor]]:
-        """The run, and a zero in every perturbed value, whose gradient is that of the value."""
+        """The run, and the leaves whose gradients are those of the perturbed values."""
         offsets: dict[str, Tensor] = {}
 
         def watch(value: Tensor, name: str, samples: slice) -> Tensor:
@@ -116,13 +116,13 @@ class Backpropagation:
     def _differentiated(
         self, run: Run, tangents: Tangents, element: int | None
     ) -> tuple[Evaluation, dict[str, Tensor]]:
-        """The run, and the gradients by the perturbed values.
+        """The run, and the gradients with respect to the perturbed values.
 
         Args:
             run: The batch.
-            tangents: Whose blocks name the perturbed values.
-            element: Of the model's output, whose gradient is wanted in place of the loss's: of that
-                of every sample, where values are of one sample each.
+            tangents: Tangents whose blocks name the perturbed values.
+            element: An element of the model's output, to differentiate in place of the loss. Where
+                each value belongs to one sample, it is that element of every sample's output.
         """
         evaluation, offsets = self._watched(run, tangents)
         if element is None:
@@ -135,7 +135,7 @@ class Backpropagation:
 def _gradients_by(
     offsets: Mapping[str, Tensor], total: Tensor, *, keep: bool = False
 ) -> dict[str, Tensor]:
-    """The gradients of a scalar by name; its graph is released unless it is to be kept."""
+    """The gradients of a scalar by name; the call releases its graph unless told to keep it."""
     if not total.requires_grad:
         raise constant_loss()
     derivatives = torch.autograd.grad(

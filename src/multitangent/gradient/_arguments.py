@@ -90,7 +90,7 @@ def check_verify(verify: object) -> None:
 
 
 def check_repeats(repeats: object) -> None:
-    """Raise where a number of estimates is none."""
+    """Raise unless the number of estimates is an integer of at least 1."""
     if type(repeats) is not int or repeats < 1:
         raise ValueError(
             f"`repeats` should be an integer of at least 1. Found {repeats!r}. Try repeats=16."
@@ -98,11 +98,11 @@ def check_repeats(repeats: object) -> None:
 
 
 def check_state(state: Mapping[str, Any], tangents: TangentSource) -> None:
-    """Raise where a saved state is that of other tangents."""
+    """Raise if a saved state belongs to other tangents."""
     source = state.get("source", repr(tangents))  # older states do not say
     if source != repr(tangents):
         raise ValueError(
-            f"`state` should be that of a gradient with the tangents {tangents!r}. Found {source}. "
+            f"`state` should belong to a gradient with the tangents {tangents!r}. Found {source}. "
             "Try ForwardGradient with those."
         )
 

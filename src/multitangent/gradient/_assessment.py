@@ -27,25 +27,25 @@ class Assessment:
     does not tell them apart; the mean of N estimates does.
 
     Attributes:
-        cosine: Between the gradients of all parameters, the next step's estimate and the true one,
-            the cosine of their angle.
+        cosine: The cosine of the angle between the next step's estimate and the true gradient, of
+            all parameters.
         cosines: The same for the parameters of each site alone, by the site's name.
         captured: The share of the squared length of the perturbed values' gradients, summed over
             the samples, that lies in the span of each source's tangents, by the source's text (with
             a count behind it if it stands there twice); and under ``"all"`` that of all tangents.
-            With ``credit="token"`` the sum is over the gradients of the tokens' losses, each of
-            which takes a backward pass.
+            With ``credit="token"`` the sum is over the gradients of the tokens' losses, and each
+            of them takes a backward pass.
             Shares of sources that overlap do not add up. Where tangents see the statistics of a
             batch held constant, so does the gradient here.
-        estimates: N, how many estimates were made: as many as were asked for, or one if the source
-            draws no random numbers.
-        cosine_of_mean: As `cosine`, of the mean of the N estimates.
+        estimates: N, the number of estimates that were made: `repeats`, or one if the source draws
+            no random numbers.
+        cosine_of_mean: The same as `cosine`, for the mean of the N estimates.
         cosines_of_mean: The same for each site.
-        limit: What `cosine_of_mean` tends to as N grows: 1 without a bias of the direction. As an
-            estimate of it has the noise's share of ``|mean|^2`` taken off, it is above
-            `cosine_of_mean`; ``(cosine_of_mean / limit)^2`` is the share of ``|mean|^2`` that is no
-            noise, and where that is small the limit is uncertain. ``None`` where it can not be
-            told: if one estimate was asked for, or all of ``|mean|^2`` may be noise.
+        limit: The estimated limit of `cosine_of_mean` for large N, 1 without a bias of the
+            direction. It subtracts the noise's share of ``|mean|^2``, so its size is larger than
+            that of `cosine_of_mean`. The share of ``|mean|^2`` that is not noise is
+            ``(cosine_of_mean / limit)^2``. The limit is uncertain where this share is small. It is
+            ``None`` for one estimate, and where all of ``|mean|^2`` may be noise.
         limits: The same for each site.
     """
 
@@ -80,7 +80,7 @@ def assess(
         problem: What the next step is made of.
         batch: The batch.
         stream: The random numbers of the step.
-        repeats: N, how many estimates differ in their tangents.
+        repeats: N, the number of estimates, which differ in their tangents.
     """
 
     def estimate(source: TangentSource, *, measures: bool = False) -> Step:
@@ -97,7 +97,7 @@ def assess(
     one.add(result.gradients)
     several.add(result.gradients)
     if repeats > 1 and not first.is_random:
-        several.add(result.gradients)  # as all others would be
+        several.add(result.gradients)  # every other estimate would be the same
     for i in range(1, repeats if first.is_random else 1):
         other = RedrawnSource(problem.source, stream.fold_in("estimate", i), stream.step)
         several.add(estimate(other).gradients)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class Products:
     """Products of N estimates ``g_1 ... g_N`` with the true gradient g and with themselves.
 
-    Those of two groups of parameters add up to those of both.
+    The products of two groups of parameters add up to the products of both together.
 
     Attributes:
         count: N.
@@ -38,28 +38,28 @@ class Products:
 
     @property
     def cosine(self) -> float:
-        """Of m and g; 0 where one of them is zero."""
+        """The cosine of m and g; 0 where one of them is zero."""
         length = (self.mean * self.true) ** 0.5
         return self.along / length if length > 0 else 0.0
 
     @property
     def variance(self) -> float | None:
-        """``E |g_i - E g_i|^2``, without bias; ``None`` for a single estimate."""
+        """An unbiased estimate of ``E |g_i - E g_i|^2``; ``None`` for a single estimate."""
         if self.count == 1:
             return None
         return max(self.estimates - self.count * self.mean, 0.0) / (self.count - 1)
 
     @property
     def limit(self) -> float | None:
-        """What the cosine of m and g tends to as N grows: that of ``E g_i`` and g.
+        """The limit of the cosine of m and g for large N: the cosine of ``E g_i`` and g.
 
         ``E <m, g> = <E g_i, g>``, but ``E |m|^2 = |E g_i|^2 + variance / N``: noise makes the mean
-        longer and its cosine smaller. With the noise's share taken off,
-        ``<m, g> / (|g| sqrt(|m|^2 - variance / N))`` is left. The root is over the mean of
+        longer and its cosine smaller. Without the noise's share the cosine is
+        ``<m, g> / (|g| sqrt(|m|^2 - variance / N))``. The value under the root is the mean of
         ``<g_i, g_j>`` for all ``i != j``.
 
-        It is ``None`` for a single estimate, and where ``|m|^2`` is at most what noise alone would
-        make of it.
+        The limit is ``None`` for a single estimate, and where noise alone could explain
+        ``|m|^2``.
         """
         if self.variance is None:
             return None
@@ -75,7 +75,7 @@ _ROUNDING = 1e-20
 
 
 class Sums:
-    """Sums of estimates, one tensor for each parameter however many they are.
+    """Sums of estimates. They take one tensor for each parameter, for any number of estimates.
 
     Args:
         true: The true gradients. Parameters without one do not count.
@@ -100,7 +100,7 @@ class Sums:
 
     @property
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Those that have both an estimate and a true gradient."""
+        """The parameters that have both an estimate and a true gradient."""
         return self._sums.keys()
 
     def products(self, parameters: Iterable[nn.Parameter]) -> Products:

@@ -16,12 +16,12 @@ _SLACK = 1e-5
 
 
 def token_weights(num_tokens: int) -> Tensor:
-    """Another weight for every token, ``[T]``, so that no two of them can be mistaken."""
+    """A different weight for every token, ``[T]``, so that mixed-up tokens show."""
     return torch.linspace(0.5, 1.5, num_tokens, dtype=torch.float64)
 
 
 def cuts(num_tokens: int) -> list[int]:
-    """The positions before which no loss may depend on a later one: all, or some of many."""
+    """The positions that are tested: all of a short sequence, some of a long one."""
     count = min(num_tokens - 1, _MOST_CUTS)
     return torch.linspace(1, num_tokens - 1, count).long().tolist()
 
@@ -29,12 +29,12 @@ def cuts(num_tokens: int) -> list[int]:
 def check_causality(run: Run, tangents: Tangents, num_tokens: int) -> None:
     """Raise if the losses of tokens depend on perturbed values at later positions.
 
-    The losses of the tokens before a position are differentiated by backpropagation, with batch
-    normalisation in training mode as it is: its statistics are those of all positions.
+    Backpropagation differentiates the losses of the tokens before a position. Batch normalisation
+    in training mode stays as it is, because its statistics come from all positions.
 
     Args:
-        run: A few samples, run before.
-        tangents: Whose blocks name the perturbed values.
+        run: The run of a few samples.
+        tangents: Tangents whose blocks name the perturbed values.
         num_tokens: T.
 
     Raises:
@@ -58,11 +58,11 @@ def check_causality(run: Run, tangents: Tangents, num_tokens: int) -> None:
 
 
 def not_causal(name: str, place: int) -> VerificationError:
-    """What is raised where a model is not causal in time."""
+    """The error for a model that is not causal in time."""
     return VerificationError(
         "`model` and `loss` should be causal in time for `Activations(credit='token')`: the loss "
         "of a token should not depend on later positions. Found that the losses before position "
         f"{place} depend on the output of {name!r} from there on. Try `credit='sample'`, or look "
-        "behind that module for attention without a causal mask, or for a mean, statistics or a "
+        "after that module for attention without a causal mask, or for a mean, statistics or a "
         "normalisation over time."
     )

@@ -33,8 +33,8 @@ def combine(
     The mixed tangents are ``W = M V``: their Gram matrix is ``M G M^T``, their directional
     derivatives ``M d``, and the gradient is ``W^T c = V^T (M^T c)``.
 
-    Where there is a dimension for every token, the last axis of the losses, each token has its own
-    mixture and its own call of the aggregator: its tangents end at its position.
+    Where every token (the last axis of the losses) has a dimension of its own, each token has its
+    own mixture and its own call of the aggregator, since its tangents end at its position.
     """
     if not isinstance(dimension, int):
         if not aggregator.needs_derivatives:
@@ -68,7 +68,7 @@ def _not_measured(aggregator: Aggregator) -> ValueError:
 
 
 def _stacked(of_tokens: Sequence[Combination]) -> Combination:
-    """The combinations of all tokens as one, the tokens behind the other losses."""
+    """The combinations of all tokens as one, with the tokens in the last axis."""
     coefficients, grams, jvps = zip(*of_tokens, strict=True)
     return Combination(torch.stack(coefficients, -1), torch.stack(grams, -3), torch.stack(jvps, -1))
 

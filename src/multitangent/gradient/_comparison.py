@@ -290,7 +290,7 @@ class Comparison:
 
 
 def _of_samples(losses: Tensor) -> Tensor:
-    """The losses ``[B]`` of samples, of theirs or of their tokens."""
+    """The losses ``[B]`` of samples, from losses of the samples or of their tokens."""
     return losses if losses.ndim == 1 else losses.sum(1)
 
 

@@ -22,16 +22,16 @@ from multitangent.objective import Batch, Objective
 from multitangent.perturbation import Perturbation
 from multitangent.tangents import FactoredBlock, Stream
 
-_NEAR = 64  # steps among which another one of the same kind is looked for
+_NEAR = 64  # how many later steps to search for another of the same kind
 
 
 class CompiledStep:
     """Steps on batches of one shape, by a graph of plain operations that was traced once.
 
-    Random numbers are drawn outside of the graph, tangents and masks of dropout alike. What the
-    source has learned goes into the graph, and comes out of it as the step leaves it. What a step
-    checks on the way, such as that all values are finite, is assumed by the graph and reported by
-    it; where it does not hold the step is done again without the graph. What the model keeps
+    All random numbers, for tangents and for masks of dropout, are drawn outside of the graph. The
+    state of the source is an input of the graph, and the state after the step is an output. The
+    graph assumes what a step checks on its way, such as that all values are finite, and reports
+    whether it holds. If it does not, the step runs again without the graph. What the model keeps
     outside of its parameters and buffers, such as a number in an attribute, is part of the graph.
 
     Args:
@@ -149,16 +149,16 @@ def compiled_step(
     """A compiled step that passed its test, or ``None`` and a warning.
 
     The test compares losses, gradients, buffers and what the source learns with those of the step
-    as it is written, with other random numbers than those of the trace: what should vary from step
-    to step must. There is no warning where the source has just begun to learn: what it has learned
-    has other shapes after the step.
+    without a graph. It takes other random numbers than the trace, so it notices a value that should
+    vary from step to step and does not. There is no warning where the source has just begun to
+    learn, because its state has other shapes after the step.
     """
     model = objective.model
     if names := [name for name, module in model.named_modules() if _draws_alone(module)]:
         _warn(f"random numbers that are drawn while the model runs, in {', '.join(names)}")
         return None
     if objective.has_tokens:
-        _warn("losses of tokens, each of which is combined for itself")
+        _warn("losses of tokens, each of which has a combination of its own")
         return None
     names, learned = _changing(problem, objective, batch, stream)
     if names:
@@ -186,7 +186,7 @@ def compiled_step(
 
 
 def _other_step(problem: Problem, stream: Stream) -> Stream:
-    """The next step that is of the same kind for the source, as far as one is near."""
+    """The next step of the same kind for the source, or this one if none is near."""
     needs = problem.source.needs(stream.step)
     later = range(stream.step + 1, stream.step + 1 + _NEAR)
     alike = (count for count in later if problem.source.needs(count) == needs)
@@ -196,7 +196,7 @@ def _other_step(problem: Problem, stream: Stream) -> Stream:
 def _changing(
     problem: Problem, objective: Objective, batch: Batch, stream: Stream
 ) -> tuple[list[str], Mapping[str, Any]]:
-    """What modules change outside of buffers, by name; and what the source learns of a step."""
+    """What modules change outside of buffers, by name; and what the source learns from a step."""
     buffers = {name for name, _ in objective.model.named_buffers()}
     with objective.preserved():
         before = objective.saved_state()
@@ -230,7 +230,7 @@ def _tolerance(problem: Problem) -> float:
 def _outcome(
     problem: Problem, objective: Objective, take: Callable[[], Step | None]
 ) -> list[Tensor]:
-    """Losses, gradients, buffers and the source's state after a step, of which nothing stays."""
+    """Losses, gradients, buffers and the source's state after a step that leaves no trace."""
     model, source = objective.model, problem.source
     with objective.preserved(), with_state(source, source.state_dict()):
         result = take()

@@ -15,12 +15,12 @@ class Diagnostics:
     """What the last step measured, of the tangents as the aggregator saw them.
 
     Attributes:
-        jvps: Directional derivatives, ``[K]`` of the batch's loss, ``[K, B]`` of the samples', or
-            ``[K, B, T]`` of the tokens'.
-        gram: Gram matrix in float64, ``[K, K]``, or ``[B, K, K]`` for tangents per sample; of the
-            tokens' losses ``[T, K, K]`` or ``[B, T, K, K]``.
-        gradient_norm: Norm of the estimated gradient of each loss by all perturbed values, ``[]``,
-            ``[B]`` or ``[B, T]``.
+        jvps: Directional derivatives: ``[K]`` of the batch's loss, ``[K, B]`` of the samples'
+            losses, or ``[K, B, T]`` of the tokens' losses.
+        gram: Gram matrix in float64: ``[K, K]``, or ``[B, K, K]`` for tangents per sample. For the
+            losses of tokens it is ``[T, K, K]`` or ``[B, T, K, K]``.
+        gradient_norm: Norm of the estimated gradient of each loss with respect to all perturbed
+            values: ``[]``, ``[B]`` or ``[B, T]``.
         fallbacks: Names of the functions that have no rule.
     """
 

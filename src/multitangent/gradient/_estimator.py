@@ -297,11 +297,12 @@ class GradientEstimator(ABC):
         Args:
             inputs: As for a step.
             target: As for a step.
-            repeats: How many estimates to average, which differ in their random tangents alone.
-                Several tell a bias, which stays, from noise, which averages out.
+            repeats: The number of estimates to average. They differ only in their random tangents.
+                Several estimates tell a bias, which stays, from noise, which averages out.
 
         Raises:
-            ValueError: For several, if a source's random numbers are not those of its request.
+            ValueError: If `repeats` is above 1 and a source draws random numbers by other means
+                than its request.
 
         Examples:
             Six tangents span all n = 5 activations; one does not, but its mean is without bias:

@@ -14,7 +14,7 @@ from multitangent.tangents import TangentSource
 
 
 def learn(source: TangentSource, result: Step) -> Mapping[str, Any]:
-    """Tell a source of a step; returns its state."""
+    """Update a source after a step, and return its state."""
     if result.learned is not None:
         source.load_state_dict(result.learned)
     elif (observation := result.observation) is not None:
@@ -24,7 +24,7 @@ def learn(source: TangentSource, result: Step) -> Mapping[str, Any]:
 
 @contextmanager
 def with_state(source: TangentSource, state: Mapping[str, Any]) -> Iterator[None]:
-    """A source with another state inside this block, and with its own one behind it."""
+    """Give a source another state inside this block, and its own state back after it."""
     before = source.state_dict()
     try:
         source.load_state_dict(state)
@@ -34,12 +34,12 @@ def with_state(source: TangentSource, state: Mapping[str, Any]) -> Iterator[None
 
 
 def has_tensors_only(state: Mapping[str, Any]) -> bool:
-    """Whether a state is made of tensors, and of nothing that changes beside them."""
+    """Whether a state consists of tensors only, apart from ``None``."""
     return all(leaf is None or isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(state))
 
 
 def structure(state: Mapping[str, Any]) -> Any:
-    """What is the same of two states that differ in the numbers alone."""
+    """The part that two states share if they differ only in their numbers."""
     if not state:
         return None
     leaves, tree = pytree.tree_flatten(state)

@@ -14,9 +14,9 @@ from multitangent.tangents import Needs, Request, Stream, TangentSource
 
 
 class RedrawnSource(TangentSource):
-    """A source whose random numbers come from a stream of its own; all else is as it was.
+    """A source that takes its random numbers from a stream of its own. All else stays the same.
 
-    So several estimates of one step differ in their tangents, and not in the masks of dropout.
+    So several estimates of one step differ in their tangents, but not in the masks of dropout.
 
     Args:
         source: The source.
@@ -80,13 +80,13 @@ class RedrawnSource(TangentSource):
 
 
 def _states(device: torch.device) -> list[Tensor]:
-    """Of the generators that belong to nobody."""
+    """The states of torch's own generators."""
     of_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return [torch.get_rng_state(), *of_device]
 
 
 class _NotedStream(Stream):
-    """A stream that knows whether it was used."""
+    """A stream that records whether it was used."""
 
     is_used = False
 

@@ -13,10 +13,10 @@ from multitangent.tangents import Request, Stream, TangentSource
 
 
 class RecordingStream(Stream):
-    """A stream that notes how each of its random tensors is drawn.
+    """A stream that records how each of its random tensors is drawn.
 
     Args:
-        stream: The stream of which it has the numbers.
+        stream: The stream whose numbers it returns.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -25,15 +25,15 @@ class RecordingStream(Stream):
 
     def drawn(self, draw: Callable[[Stream], Tensor]) -> Tensor:
         self.draws.append(draw)
-        return draw(Stream(self.seed, self.step))  # which does not note what a part of it draws
+        return draw(Stream(self.seed, self.step))  # which does not record the draws inside
 
 
 class ReplayedStream(Stream):
-    """A stream of which everything is drawn already.
+    """A stream whose random tensors are all drawn already.
 
     Args:
-        stream: The stream that it stands for.
-        values: What was drawn, in the order of the step.
+        stream: The stream that it replaces.
+        values: The random tensors, in the order of the step.
     """
 
     def __init__(self, stream: Stream, values: Sequence[Tensor]) -> None:
@@ -45,7 +45,7 @@ class ReplayedStream(Stream):
 
 
 def drawn_outside(source: TangentSource, step: int) -> TangentSource:
-    """The same source; of a sum, whatever needs nothing of the step is drawn as a whole."""
+    """The same source, in which summands that need nothing of the step are drawn as a whole."""
     terms = [
         term if term.needs(step) or any(term.guesses) else _DrawnOutside(term)
         for term in source.summands
@@ -54,7 +54,7 @@ def drawn_outside(source: TangentSource, step: int) -> TangentSource:
 
 
 class _DrawnOutside(TangentSource):
-    """A source whose blocks are random tensors of the stream, however they are drawn."""
+    """A source whose blocks count as random tensors of the stream, whatever draws them."""
 
     def __init__(self, source: TangentSource) -> None:
         self.source = source

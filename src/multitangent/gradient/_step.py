@@ -82,7 +82,7 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
 
 
 def _as_seen(tangents: Tangents, run: Run, jvps: Tensor) -> Tangents | TangentsInTime:
-    """The tangents as the losses see them: as far as each token, if losses are those of tokens."""
+    """The tangents as the losses see them. The loss of a token sees them up to its position."""
     discount = discount_of(run)
     return tangents if discount is None else TangentsInTime(tangents, jvps.shape[-1], discount)
 
@@ -146,7 +146,7 @@ class Step:
         per_sample: Whether those are of samples.
         output_tangents: The derivatives of the model's output along V, ``[K, B, *output]``, where
             the source needs them.
-        learned: What the source's state becomes, of a compiled step that has told it.
+        learned: The source's state after the step, if a compiled step has computed it.
     """
 
     losses: Tensor

@@ -36,10 +36,10 @@ def verify_differences(
     """See on a few samples whether losses may be subtracted. Nothing of it stays.
 
     Two runs have to give the same losses, or their difference would be noise over epsilon. A step
-    has to leave in modules what one run leaves. Where values are of one sample each, the loss of a
-    sample must not change when the values of another one are moved, nor that of a token when later
-    positions are, and the local steps have to give the gradients of backpropagation, as far as that
-    has one.
+    has to leave in modules what one run leaves. Where each value belongs to one sample, the loss of
+    a sample must not change when the values of another sample move. The loss of a token must not
+    change when later positions move. The local steps have to give the gradients of
+    backpropagation, for all parameters that have one.
 
     Args:
         problem: What is differentiated and how, with an engine that runs a batch as a whole.

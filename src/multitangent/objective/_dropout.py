@@ -28,7 +28,7 @@ class Dropout:
     All tangents of a sample share one mask. A second run of the same module has the same masks.
 
     Args:
-        noise: Maps the count of the call, a shape and a device to uniform numbers.
+        noise: A function from the count of the call, a shape and a device to uniform numbers.
         rows: The samples at hand.
         batch_size: The number of samples of the whole batch.
         record: What the run of the whole batch left, or is to leave; ``None`` for neither.

@@ -43,8 +43,9 @@ class Objective:
             of PyTorch, whose ``reduction`` is read.
         takes_scalar: Whether the loss may also return one number for the whole batch, which then
             counts as the loss of every sample.
-        has_tokens: Whether evaluations have the losses of tokens, which add up to those of the
-            samples. A callable then returns ``[B, T]``, of which the mean is meant.
+        has_tokens: Whether evaluations have the losses of tokens, which add up to the losses of
+            the samples. A callable then returns ``[B, T]``, and the loss of a sample is the mean
+            over T.
     """
 
     def __init__(

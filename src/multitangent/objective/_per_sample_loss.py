@@ -21,8 +21,8 @@ class PerSampleLoss:
         loss: A callable ``(output, target) -> [B]``, of which the mean is meant, or a loss module
             of PyTorch, whose ``reduction`` is read.
         takes_scalar: Whether one number for the whole batch is accepted too, a tensor ``[]`` then.
-        has_tokens: Whether a sample's loss is made of the losses of its tokens. A callable then
-            returns ``[B, T]``, of which the mean is meant.
+        has_tokens: Whether a sample's loss consists of the losses of its tokens. A callable then
+            returns ``[B, T]``, and the loss of a sample is the mean over T.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PerSampleLoss:
     ) -> Tensor:
         """The losses ``[b, T]`` of the tokens, which add up to the losses ``[b]`` of the samples.
 
-        A label that does not count has a loss of 0, and so has a last token without a label.
+        The loss is 0 for a label that does not count, and for a last token without a label.
         """
         losses = self._unreduced(output, target)
         if self._module and has_target_per_sample:
@@ -194,7 +194,7 @@ def _check_per_sample(losses: Any) -> None:
 
 
 def _check_per_token(losses: Any, *, may_have_more: bool) -> None:
-    """Raise unless losses are ``[b, T]``, or have further axes where a module reduces those."""
+    """Raise unless losses are ``[b, T]``, or have further axes that a module reduces."""
     fits = isinstance(losses, Tensor) and (losses.ndim == 2 or (may_have_more and losses.ndim > 2))
     if fits and losses.shape[1] > 0:
         return

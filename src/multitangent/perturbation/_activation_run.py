@@ -83,8 +83,8 @@ class ActivationRun:
         own_tangents: Whether samples have tangents of their own.
         ending: How the model ends, if the loss's own derivative is used there.
         recompute: Whether layers run again for their local step.
-        discount: With which the loss of a token is credited to positions before it; ``None`` where
-            losses are those of samples.
+        discount: The discount of a token's loss for the positions before it; ``None`` for losses of
+            samples.
     """
 
     per_sample = True

@@ -46,13 +46,12 @@ class Activations:
             belong to the loss. With ``recompute`` the last site must end in the model's output.
         recompute: Run a layer again for its local step, instead of keeping its local graph.
         credit: ``"sample"`` measures the loss of every sample. ``"token"`` is for models that are
-            causal in time: it measures the loss of every token, ``[K, B, T]``, and credits a
-            position with the losses from its own token on. Every site's output is then
-            ``[B, T, ...]``, a loss module returns ``[B, T]`` without its reduction, and a function
-            ``[B, T]``, of which the mean is taken.
-        discount: With ``credit="token"``, what a loss counts for a position t steps before it, to
-            the power of t: at least 0 and at most 1. Below 1 the gradient has a bias and less
-            noise.
+            causal in time. It measures the loss of every token, ``[K, B, T]``, and credits a
+            position with the losses from its own token on. The output of every site must be
+            ``[B, T, ...]``. A loss module must give ``[B, T]`` without its reduction. A function
+            must return ``[B, T]``, and the loss of a sample is the mean over T.
+        discount: With ``credit="token"``, a number from 0 to 1. A loss counts ``discount^t`` for a
+            position t steps before it. Below 1 the gradient has a bias and less noise.
 
     Raises:
         ValueError: If an option is unknown or out of range; when bound to a model, if a site is
@@ -93,7 +92,7 @@ class Activations:
             )
         if self.credit == "sample" and self.discount != 1:
             raise ValueError(
-                "`discount` should be 1 for credit='sample', which knows no time. Found "
+                "`discount` should be 1 for credit='sample', which has no time axis. Found "
                 f"{self.discount!r}. Try `Activations(credit='token', discount={self.discount!r})`."
             )
 

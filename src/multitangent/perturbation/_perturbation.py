@@ -111,10 +111,10 @@ class Perturbation(Protocol):
 
 
 def discount_of(run: Run) -> float | None:
-    """With which discount the loss of a token is credited to the positions up to it.
+    """The discount with which the loss of a token is credited to the positions up to it.
 
-    A run whose losses are those of tokens, ``[B, T]``, has an attribute `discount`. It is ``None``
-    for any other run, whose losses are those of samples.
+    A run with losses of tokens, ``[B, T]``, has an attribute `discount`. The result is ``None`` for
+    a run with losses of samples.
     """
     discount = getattr(run, "discount", None)
     return None if discount is None else float(discount)

@@ -20,7 +20,7 @@ _END = "behind the last site"  # which is no name of a module
 
 @dataclass
 class _Visit:
-    """One run of a site's modules; all but the site and its outputs is for a second run."""
+    """One run of a site's modules. A second run needs all but the site and its outputs."""
 
     site: Site
     inputs: Any = None  # what the modules were called with

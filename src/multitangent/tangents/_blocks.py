@@ -146,7 +146,7 @@ class Tangents:
         return total[0] if len(total) == 1 else total
 
     def _can_join(self, dtype: torch.dtype) -> bool:
-        """Whether all blocks are kept, and hold rows of one type that is also the gradients'."""
+        """Whether all blocks are stored and their rows have the type of the gradients."""
         return all(
             block.is_stored and block.dtype is block.request.dtype is dtype
             for block in self.blocks.values()
@@ -168,7 +168,7 @@ class Tangents:
         return {name: gradient[0] for name, gradient in combined.items()}
 
     def _combined_at_once(self, rows: Tensor, coefficients: Tensor) -> dict[str, Tensor]:
-        """The same of small blocks, by one product for all of them."""
+        """The same for small blocks, by one product for all of them."""
         losses = coefficients.shape[1:]
         weights = coefficients.to(rows.dtype).reshape(len(rows), -1)
         sizes = [block.dimension for block in self.blocks.values()]

@@ -18,18 +18,17 @@ from multitangent.tangents._source import TangentSource
 class Every(TangentSource):
     """All tangents of a source in every m-th step, and its guesses alone in the others.
 
-    In the first m steps it has all of them, so that guesses are soon of use. In the steps between
-    those that learn nothing is learned: random tangents are neither drawn nor pushed, and the
-    model's responses to them are not looked at. Such a step carries the guesses alone, or nothing
-    at all with `SumOfGuesses`.
+    The first m steps have all of them too, so that guesses are soon useful. The other steps learn
+    nothing. They neither draw nor push random tangents, and they do not look at the model's
+    responses. Such a step pushes the guesses only, or nothing at all with `SumOfGuesses`.
 
-    The guesses of the source come first among the tangents, whatever their place in it. In a sum
-    with other sources it should be the last: the random tangents that are missing in most steps
-    then cost nothing.
+    The guesses of the source come first among the tangents, wherever they stand in the source. Put
+    `Every` last in a sum with other sources. Then the random tangents that most steps lack cost
+    nothing.
 
     Args:
-        period: m, from one step that learns to the next; 1 learns in all.
-        inner: The source: guesses, and random tangents from which they learn.
+        period: m, the number of steps from one that learns to the next; 1 learns in every step.
+        inner: The source: guesses, and the random tangents from which they learn.
 
     Raises:
         ValueError: If `period` is not an integer of at least 1, or there are no guesses.
@@ -56,7 +55,7 @@ class Every(TangentSource):
             )
         if not any(all(term.guesses) for term in self.inner.summands):
             raise ValueError(
-                "`inner` should have guesses, which the steps between push alone. Found "
+                "`inner` should have guesses, since most steps push nothing else. Found "
                 f"{self.inner!r}. Try `Every({self.period}, {self.inner!r} + Feedback())`."
             )
         alone = [term for term in self.inner.summands if all(term.guesses)]
@@ -77,12 +76,12 @@ class Every(TangentSource):
         return Every(self.period, self.inner.init())
 
     def learns(self, step: int) -> bool:
-        """Whether a step is one of those that learn, by its count."""
+        """Whether the step with this count is one that learns."""
         return step < self.period or step % self.period == 0
 
     def needs(self, step: int) -> Needs:
         if self.learns(step):
-            return self._all.needs(step) | Needs.UPDATE  # by which the two kinds of steps differ
+            return self._all.needs(step) | Needs.UPDATE  # marks the steps that learn
         return self._alone.needs(step) & ~(Needs.OUTPUT_TANGENTS | Needs.UPDATE)
 
     def _drawn(self, request: Request) -> TangentSource:

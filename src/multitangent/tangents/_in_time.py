@@ -17,20 +17,22 @@ from multitangent.tangents._rows_block import RowsBlock
 class TangentsInTime:
     """The tangents V of values ``[B, T, ...]`` of a model that is causal in time.
 
-    The loss of token s depends on the positions up to s. So its directional derivatives are those
-    along V with zeros at all later positions, whose Gram matrix is ``G_s = sum_{t<=s} V_t V_t^T``,
-    and its gradient by the value at position t is a combination of the ``V_t``, for t up to s. The
-    gradient of the sample's loss adds up those of its tokens:
+    The loss of token s depends on the positions up to s. So its directional derivatives are the
+    derivatives along V with zeros at all later positions. These vectors have the Gram matrix
+    ``G_s = sum_{t<=s} V_t V_t^T``. The gradient of the loss with respect to the value at position t
+    is a combination of the rows of ``V_t``, for t up to s. The gradient of the sample's loss is the
+    sum over its tokens:
 
         ``g_t = sum_k V_t[k] sum_{s>=t} discount^(s-t) c_s[k]``.
 
     Args:
-        tangents: V, whose blocks are known.
+        tangents: V, with all of its blocks.
         num_tokens: T.
-        discount: What a loss counts for the position before its own, at least 0 and at most 1.
+        discount: The factor, from 0 to 1, by which a loss counts less for each position before its
+            own.
 
     Raises:
-        ValueError: If a perturbed value has another second axis than T.
+        ValueError: If the second axis of a perturbed value is not of size T.
 
     Examples:
         >>> from multitangent.tangents import Normal, Stream
@@ -68,7 +70,7 @@ class TangentsInTime:
         return gram[0] if len(gram) == 1 else gram
 
     def combine(self, coefficients: Tensor) -> dict[str, Tensor]:
-        """The gradients ``[B, T, ...]`` by name, for the tokens' coefficients ``[K, B, T]``."""
+        """The gradients ``[B, T, ...]`` by name, from the tokens' coefficients ``[K, B, T]``."""
         weights = coefficients @ self._credit().to(coefficients)
         return {name: _combined(block, weights) for name, block in self._tangents.blocks.items()}
 

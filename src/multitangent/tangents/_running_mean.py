@@ -80,7 +80,7 @@ class _Means(StatefulSource[RunningMean]):
     def update(self, observation: Observation) -> None:
         labels = _labels(next(iter(observation.requests.values())))
         self.labels = _extended(self.labels, labels)
-        # What is traced for labels that are known must not fail for others.
+        # A graph that was traced with some labels must work with others.
         rows = _rows(self.labels, labels).clamp(max=len(self.labels) - 1)
         means = {}
         for name, request in observation.requests.items():

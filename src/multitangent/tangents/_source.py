@@ -92,7 +92,7 @@ class TangentSource(ABC):
 
     @property
     def parts(self) -> tuple[TangentSource, ...]:
-        """The sources whose tangents follow one another in this one; of most, itself alone."""
+        """The sources whose tangents this one joins, in order; for most, the source itself."""
         return (self,)
 
     @property

@@ -29,7 +29,7 @@ class Stream:
         outside of its graph.
 
         Args:
-            draw: Draws them from a stream, and remembers no tensor.
+            draw: A function that draws them from a stream, and keeps no tensor.
         """
         return draw(self)
 

@@ -24,7 +24,7 @@ _GUESSES: Mapping[str, Sequence[GradientName]] = {
 
 @dataclass(frozen=True)
 class _Method:
-    """One step of a gradient, or as many as there are from one that learns to the next."""
+    """One step of a gradient, or all steps from one that learns to the next."""
 
     num_tangents: int
     run: Callable[[], object]
@@ -37,8 +37,8 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
     Random tangents are shared by the batch, as is their default, and their step the usual one;
     guesses go with random tangents per sample and the exact derivative at the output. Where they
     learn in some steps only, the figures are the mean of a step over the whole period.
-    `random_tangents_of_equal_time` says for how many random tangents a step would take as long,
-    between the numbers that were measured.
+    `random_tangents_of_equal_time` is the number of random tangents with which a step would take
+    as long, interpolated between the numbers that were measured.
     """
     case = make_case(config)
     methods: dict[str, _Method] = {

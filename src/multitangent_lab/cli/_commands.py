@@ -90,7 +90,7 @@ def _judged(error: float | None, loss: float) -> str:
 
 
 def _clock_table(comparison: Comparison, unit: str) -> Table:
-    """How long every gradient took until it was down to a loss."""
+    """How long every gradient took to reach a loss."""
     of_unit = f" in {unit}" if unit else ""
     caption = f"validation losses{of_unit}; seconds of training steps alone"
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption)

@@ -120,7 +120,7 @@ def _check_credit(config: Settings) -> None:
         raise _not_for("discount", "--credit token", config.discount)
     if config.credit == "token" and config.perturb == "weights":
         raise ConfigError(
-            "`credit` should be sample for weights: a weight acts at all positions, so that every "
+            "`credit` should be sample for weights: a weight acts at all positions, so every "
             "token's loss depends on it. Found token. Try --perturb activations."
         )
     if config.discount > 1:

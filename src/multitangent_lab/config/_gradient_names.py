@@ -19,4 +19,4 @@ GradientName = Literal[
 ]
 # With guesses among the tangents: how many tangents they need at least.
 WITH_GUESSES = {"informed": 4, "feedback": 3, "local": 3, "previous": 3}
-ChosenName = GradientName | Literal["auto"]  # auto: the one that suits the model
+ChosenName = GradientName | Literal["auto"]  # auto: what suits the model

@@ -72,8 +72,8 @@ class ReproduceConfig:
     budget_minutes: float | None = None
     """Time after which nothing new is begun and training stops; the same command goes on later."""
     workers: int | None = None
-    """Processes that share the work; by default one per core, and one on a GPU, if quick, and for
-    time-to-accuracy."""
+    """Processes that share the work; by default one per core, but a single one on a GPU, with
+    --quick and for time-to-accuracy."""
     simulated: bool = False
     """Networks: directional derivatives from backpropagation, not the real forward mode."""
     data_dir: Path | None = None

@@ -55,8 +55,8 @@ class Settings:
     perturb: Literal["activations", "weights"] = "activations"
     """What tangents are directions of."""
     sites: Suppress[tuple[str, ...] | None] = None
-    """The modules whose outputs are perturbed, by name; by default the parts of the paper's
-    networks, the blocks of others."""
+    """The names of the modules whose outputs are perturbed; by default the parts of the paper's
+    networks, and the blocks of other models."""
     share: Suppress[Literal["batch", "sample"] | None] = None
     """Whether the samples of a batch share their random tangents (activations only); by default
     they do, as in the paper, except beside guesses."""
@@ -64,13 +64,14 @@ class Settings:
     """Whether the logits are perturbed too, as in the paper and by default, or use the loss's own
     derivative, as by default beside guesses (activations only)."""
     credit: Literal["sample", "token"] = "sample"
-    """Whose losses are measured (activations only): those of samples, or of every token of a text,
-    each credited to the positions up to it, for a model that is causal in time."""
+    """Which losses are measured (activations only): the loss of every sample, or of every token of
+    a text, credited to the positions up to it. The latter needs a model that is causal in time."""
     discount: Suppress[float] = 1.0
-    """With --credit token: what a loss counts for the position before its own."""
+    """With --credit token: the factor, from 0 to 1, by which a loss counts less for each position
+    before its own."""
     learn_every: Suppress[int | None] = None
-    """Guesses learn from random tangents in every m-th step, and are used alone in the others; by
-    default in every 16th for fc, and in all for other models."""
+    """m: guesses learn from random tangents in every m-th step, and the other steps use the guesses
+    only; by default 16 for fc, and 1 for other models."""
     gain: Suppress[float | Literal["auto"]] = "auto"
     """Beside guesses: the share of what they miss that the random tangents bring back."""
     images: Suppress[int | None] = None
@@ -120,7 +121,7 @@ class RunSettings(Settings):
     """What a run and a comparison have in common, and a search has not."""
 
     until_loss: Suppress[float | None] = None
-    """Stop when the validation loss is down to this."""
+    """Stop when the validation loss is at most this."""
     evaluate_every: Suppress[int | None] = None
-    """Steps between two validations, beside that at the end of every epoch. Their time does not
-    count as time of training."""
+    """Steps between two validations, in addition to one at the end of every epoch. The time of
+    training does not include validations."""

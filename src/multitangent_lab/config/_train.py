@@ -20,7 +20,7 @@ from multitangent_lab.config._settings import RunSettings, Settings
 
 _NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES = 16, 8
 _GPT_RATE = 0.0015  # of AdamW
-# What comes nearest to backpropagation, see docs/guesses.md; for other models it is informed.
+# The gradients nearest to backpropagation, see docs/guesses.md; other models have informed.
 _RECIPES: dict[str, dict[str, Any]] = {
     "resnet18": {"gradient": "feedback", "num_tangents": 3, "sites": ("stage2", "head")},
     "vit": {"gradient": "residual"},
@@ -82,7 +82,7 @@ class TrainConfig(RunSettings):
                 )
             names = ("tangents", "perturb", "sites", "share", "output", "simulated", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
-        if config.gradient in ("backpropagation", "mezo", "residual"):  # they measure no activation
+        if config.gradient in ("backpropagation", "mezo", "residual"):  # no activations measured
             config = replace(config, credit=_DEFAULTS.credit, discount=_DEFAULTS.discount)
         if config.gradient == "mezo":
             config = replace(
@@ -104,8 +104,8 @@ class TrainConfig(RunSettings):
             )
         if config.sites is not None and config.perturb == "weights":
             raise ConfigError(
-                "`sites` should be left out where weights are perturbed: they are of activations. "
-                f"Found {list(config.sites)}. Try --perturb activations."
+                "`sites` should be left out where weights are perturbed: sites belong to "
+                f"activations. Found {list(config.sites)}. Try --perturb activations."
             )
         if informed:
             config._check_guesses()
@@ -139,7 +139,7 @@ class TrainConfig(RunSettings):
 
     @property
     def _period(self) -> int:
-        """From one step in which guesses learn to the next."""
+        """The number of steps from one in which guesses learn to the next."""
         return self.learn_every or (_PERIOD_OF_FC if self.model == "fc" else 1)
 
     def _known_rate(self) -> float | None:
@@ -227,17 +227,18 @@ class CompareConfig(RunSettings):
     )
     """The gradients to compare."""
     credit: Suppress[Literal["sample", "token"]] = "sample"
-    """As in a run; here in a `--config` file, for the sake of a short `--help`."""
+    """As for a run; only in a `--config` file here, to keep `--help` short."""
     until_loss: float | None = None
-    """Train every gradient until its validation loss is down to this, at most for --epochs."""
+    """Train every gradient until its validation loss is at most this, at most for --epochs."""
     evaluate_every: int | None = None
-    """Steps between two validations, beside that at the end of every epoch. Their time does not
-    count as time of training."""
+    """Steps between two validations, in addition to one at the end of every epoch. The time of
+    training does not include validations."""
     estimates: Suppress[int] = 8
-    """How many estimates of one batch are averaged once an epoch, to tell a bias from noise; 1:
-    none are."""
+    """The number of estimates of one batch to average once an epoch, to tell a bias from noise;
+    with 1 there is no mean."""
     until_backpropagation: bool = False
-    """The same for all others with the least loss that backpropagation reached."""
+    """Train backpropagation first, and every other gradient until its validation loss is at most
+    the lowest that backpropagation reached."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -265,7 +266,7 @@ class CompareConfig(RunSettings):
     def runs(self) -> tuple[TrainConfig, ...]:
         """Returns the runs, each to be continued if it was begun before.
 
-        With `until_backpropagation` the loss to reach is known, and a setting of the other runs,
+        With `until_backpropagation` the loss to reach is a setting of the other runs. It is known
         once backpropagation has run.
         """
         shared = {field.name: getattr(self, field.name) for field in fields(RunSettings)}
@@ -281,7 +282,7 @@ def config_hash(values: dict[str, Any]) -> str:
 
     Those of the first version count always, later ones where they are not at their default.
     """
-    if values.get("learn_every") == 1:  # as all did when there was no such setting
+    if values.get("learn_every") == 1:  # as for all runs before this setting existed
         values = values | {"learn_every": None}
     return digest(without_defaults(values, {name: getattr(_DEFAULTS, name) for name in _LATER}))
 

@@ -1,4 +1,4 @@
-"""A run whose validation losses are a matter of time, as a cell."""
+"""A cell: one run with its validation losses against time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class TimedTraining(Cell):
     """One run of `multitangent train` without early stopping, validated at intervals of steps.
 
     Args:
-        setting: What the model and its data are called.
+        setting: The name of the model with its data.
         gradient: The gradient.
         num_tangents: K.
-        learning_rate: Of the optimizer that is the default for the model.
-        seed: Of the weights, the order of the data and the tangents.
-        epochs: Epochs, at most.
+        learning_rate: The learning rate of the model's default optimizer.
+        seed: The seed of the weights, the order of the data and the tangents.
+        epochs: The largest number of epochs.
         evaluate_every: Steps between two validations.
         model: The model.
         dataset: The data set.
@@ -39,7 +39,7 @@ class TimedTraining(Cell):
         context: Tokens of a sample of text.
         embedding: Width of a token in `"gpt"`.
         blocks: Blocks of `"gpt"`.
-        learn_every: From one step in which guesses learn to the next.
+        learn_every: The number of steps from one in which guesses learn to the next.
         sites: The modules whose outputs are perturbed; the network's parts for `None`.
     """
 
@@ -66,12 +66,12 @@ class TimedTraining(Cell):
 
 
 def run(cell: TimedTraining, context: Context) -> list[Row]:
-    """One row a validation, that before the first step included.
+    """One row for each validation, including the one before the first step.
 
-    `seconds` is the number of steps times the time of one, for the run as a whole; see
-    `seconds_per_step`. `wall_seconds` is what the steps so far have taken on the clock, and
-    `processor_seconds` of the processor's time. A run that diverges ends there, and says so in
-    `diverged`.
+    `seconds` is the number of steps times the time of a step, which is one number for the whole
+    run: see `seconds_per_step`. `wall_seconds` is the time of the steps so far on the clock, and
+    `processor_seconds` is their processor time. A run ends where it diverges, and `diverged` says
+    so.
     """
     folder = context.store.scratch(cell) / "run"
     diverged = False

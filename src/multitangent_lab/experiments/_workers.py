@@ -138,4 +138,4 @@ def _on_cpu(config: ReproduceConfig, figure: str) -> bool:
     return not (on_gpu and figure in (*NETWORKS, *_TIMED, "guesses", "guesses-full"))
 
 
-_TIMED = ("time-to-accuracy",)  # processes beside one another would slow each other down
+_TIMED = ("time-to-accuracy",)  # parallel processes would slow each other down

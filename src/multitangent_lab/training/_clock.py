@@ -12,10 +12,10 @@ ABOVE = (0.05, 0.02, 0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Reached:
-    """When a run was first down to a loss; None for what never happened.
+    """When a run first reached a loss; None where it never did.
 
     Args:
-        above: How far the loss is above the one that is asked for, as a share of it.
+        above: The distance of the loss above the requested one, as a share of the latter.
         loss: The loss.
         seconds: Time in training steps until then, without validations.
         steps: Steps until then.
@@ -36,13 +36,13 @@ class Reached:
 def reached(
     progress: "DataFrame", loss: float, above: Sequence[float] = ABOVE
 ) -> tuple[Reached, ...]:
-    """Returns when a run was first down to `loss`, and to losses that are some share above it.
+    """Returns when a run first reached `loss`, and losses that are some share above it.
 
-    It is the first validation that counts, so validations should not be far apart.
+    The first validation that is low enough counts, so validations should not be far apart.
 
     Args:
         progress: `epoch`, `step`, `seconds` and `validation_loss`, a row per validation, in order.
-        loss: The loss that is asked for.
+        loss: The requested loss.
         above: The shares.
 
     Examples:
@@ -76,8 +76,8 @@ def seconds_per_step(progress: "DataFrame", column: str = "seconds") -> float | 
     """Returns the time of a step: the median over the intervals between two validations.
 
     The time of an interval is the mean over its steps. So a busy machine or a slow first step
-    hardly counts, and a method that works harder in every m-th step is not taken for one that
-    never does, as it would be by the median over steps. It is None without an interval.
+    hardly counts. A median over single steps would leave out the work that a method does only in
+    every m-th step. The result is None without an interval.
 
     Args:
         progress: `step` and `seconds`, a row per validation.

@@ -41,7 +41,7 @@ class Comparison:
         return result.seconds_per_epoch / reference if reference else None
 
     def reached(self, result: TrainResult) -> tuple[Reached, ...]:
-        """Returns when a run was down to `until_loss`, and to losses 5 % and 2 % above it."""
+        """Returns when a run reached `until_loss`, and losses 5 % and 2 % above it."""
         return () if self.until_loss is None else reached(result.progress(), self.until_loss)
 
     def as_json(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def compare(
 def _until_backpropagation(
     runs: Sequence[TrainConfig], train: Callable[[TrainConfig], TrainResult]
 ) -> tuple[tuple[TrainConfig, ...], float]:
-    """The runs, of which all others are to reach what backpropagation does, and that loss."""
+    """The runs, and the loss of backpropagation that all other runs are to reach."""
     (first,) = (run for run in runs if run.gradient == "backpropagation")
     until = float(train(first).progress()["validation_loss"].min())
     others = (replace(run, until_loss=until) if run is not first else run for run in runs)

@@ -27,12 +27,13 @@ def draw_clock(
 ) -> None:
     """Draws the validation loss against seconds of training, and against steps.
 
-    What is above the losses at the start, as of a run that diverges, is cut off.
+    The picture cuts off losses above those at the start, such as those of a run that diverges.
 
     Args:
-        runs: What `TrainResult.progress` returns, of a run or more (such as one for each seed), by
-            the name of the gradient.
-        loss: The loss to reach, marked with those a little above it; None for none.
+        runs: The tables of `TrainResult.progress`, one or more for each gradient (such as one for
+            each seed), by the name of the gradient.
+        loss: The loss to reach. The picture marks it, and the losses a little above it. None for
+            none.
         path: Where to write the picture, a PNG.
         title: The title of the whole figure.
         loss_unit: What losses are measured in.

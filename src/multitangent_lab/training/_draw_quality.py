@@ -20,10 +20,11 @@ _STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 def draw_quality(runs: Mapping[str, "DataFrame"], path: Path, title: str = "") -> None:
     """Draws what `QualityFile` wrote, one column of panels a run.
 
-    From top to bottom, with a line for every site's parameters, from the first site (dark) to the
-    last (light): the cosine of one estimate with the true gradient, and where several were made
-    that of their mean, which has less noise, and what it levels off at, the bias. At the bottom is
-    the share of the gradient's squared length in every source's span.
+    Each panel has a line for the parameters of every site, from the first site (dark) to the last
+    (light). The panel at the top has the cosine of one estimate with the true gradient. With
+    several estimates, the next panels have the cosine of their mean, which has less noise, and the
+    limit of this cosine, which shows the bias. The panel at the bottom has the share of the
+    gradient's squared length in every source's span.
 
     Args:
         runs: The content of `quality.csv` by the name of the run.

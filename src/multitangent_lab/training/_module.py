@@ -90,7 +90,7 @@ class GradientModule(LightningModule):
     def validate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """Returns `validation_loss`, and `validation_error` where samples have classes.
 
-        They are those that lightning's validation logs. The model stays in its mode.
+        Lightning's validation logs the same values. The model stays in its mode.
         """
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()

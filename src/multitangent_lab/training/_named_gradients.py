@@ -90,8 +90,8 @@ def build_gradient(
     Args:
         config: The configuration.
         model: The model.
-        loss: From outputs and targets to one number per sample, or to their mean; to one number per
-            token for `credit="token"`.
+        loss: A function from outputs and targets to one number per sample or to their mean, and to
+            one number per token for `credit="token"`.
         has_classes: Whether a sample has one class as its target.
     """
     if config.gradient == "backpropagation":

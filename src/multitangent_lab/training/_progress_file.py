@@ -25,10 +25,10 @@ COLUMNS = (
 class ProgressFile(Callback):
     """Writes a row before the first step, every so many steps and after every epoch: `COLUMNS`.
 
-    `epoch` counts parts of epochs too. `seconds` is the time spent in training steps so far,
-    without validations; `processor_seconds` is what the processor has spent on them, in all threads
-    of this process, which other work on the machine hardly changes. The rows are part of every
-    checkpoint. The run stops at the first validation loss that is low enough.
+    `epoch` counts parts of epochs too. `seconds` is the time of the training steps so far, without
+    validations. `processor_seconds` is their processor time in all threads of this process. Other
+    work on the machine hardly changes it. The rows are part of every checkpoint. The run stops at
+    the first validation loss that is low enough.
 
     Args:
         path: The file.
@@ -45,7 +45,7 @@ class ProgressFile(Callback):
         self.until = until
         self.recalibrates = recalibrates
         self.rows: list[dict[str, float]] = []
-        self._spent = (0.0, 0.0)  # seconds, and those of the processor
+        self._spent = (0.0, 0.0)  # seconds on the clock, and of the processor
         self._start = (0.0, 0.0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,7 +62,7 @@ class ProgressFile(Callback):
         seconds, of_processor = (spent + end - start for spent, start, end in steps)
         self._spent = seconds, of_processor
         is_due = self.every is not None and trainer.global_step % self.every == 0
-        if is_due and not trainer.is_last_batch:  # whose epoch is validated anyway
+        if is_due and not trainer.is_last_batch:  # the end of an epoch has a validation anyway
             self._validate(trainer, pl_module)
             trainer.should_stop = trainer.should_stop or self._is_reached()
 

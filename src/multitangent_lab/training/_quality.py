@@ -20,14 +20,13 @@ class QualityFile(Callback):
 
     Quantities are `cosine`, with the true gradient, of the parameters of a site (of all for the
     place `all`), and `captured`, the share of the gradient's squared length that a source's
-    tangents hold. With several estimates they are also `cosine_of_mean`, the same of their mean,
-    `limit`, what that levels off at (where it can be told), and `estimates`, how many there were.
-    Backpropagation is not assessed, nor a batch whose values are not finite. The rows are part of
-    every checkpoint.
+    tangents hold. Several estimates add `cosine_of_mean`, the cosine of their mean, `limit`, the
+    limit of this cosine where it can be estimated, and `estimates`, their number. Backpropagation
+    and batches whose values are not finite are not assessed. The rows are part of every checkpoint.
 
     Args:
         path: The file.
-        estimates: How many estimates of the batch to average.
+        estimates: The number of estimates of the batch to average.
     """
 
     def __init__(self, path: Path, estimates: int = 1) -> None:

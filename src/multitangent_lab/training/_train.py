@@ -33,8 +33,8 @@ from multitangent_lab.training._trainer import build_trainer, choose_device, int
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Trains one model with one gradient, and tests it as it was at the best epoch.
 
-    Training stops when the validation loss has not improved for `config.patience` epochs, or is
-    down to `config.until_loss`. A run that has finished before is not run again: its stored result
+    Training stops when the validation loss has not improved for `config.patience` epochs, or is at
+    most `config.until_loss`. A run that has finished before is not run again: its stored result
     is returned.
 
     Args:
@@ -99,7 +99,7 @@ def _train(config: TrainConfig, folder: Path, callbacks: Sequence[Callback]) -> 
 
 
 def _further(config: TrainConfig, folder: Path) -> list[Callback]:
-    """What a run records and does beside its metrics."""
+    """The callbacks of a run in addition to its metrics."""
     callbacks: list[Callback] = []
     if config.evaluate_every is not None or config.until_loss is not None:
         callbacks.append(
@@ -114,7 +114,7 @@ def _further(config: TrainConfig, folder: Path) -> list[Callback]:
 
 
 def _seconds_per_epoch(rows: Sequence[Mapping[str, float]], batches: int) -> float:
-    """The median over the epochs, of which the last one may have ended before its last batch."""
+    """The median over the epochs. The last epoch may have ended before its last batch."""
     first = rows[-2]["step"] if len(rows) > 1 else 0
     steps = rows[-1]["step"] - first
     last = rows[-1]["seconds"] * (batches / steps if steps < batches else 1)

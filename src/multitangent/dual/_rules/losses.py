@@ -157,7 +157,7 @@ def _gradient(
     """The derivative of the sum of the losses with respect to the logits."""
     if weight is None and label_smoothing == 0 and not labels.is_floating_point():
         kept = (labels != ignore_index).unsqueeze(classes)
-        index = labels.unsqueeze(classes) * kept  # what is ignored may be no class
+        index = labels.unsqueeze(classes) * kept  # an ignored label may not be a class
         present = kept.to(logits.dtype)
         return logits.softmax(classes).mul_(present).scatter_add_(classes, index, -present)
     wanted = _wanted(logits, labels, classes, weight, ignore_index, label_smoothing)

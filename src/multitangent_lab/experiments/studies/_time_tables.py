@@ -25,8 +25,8 @@ class Outcome:
         num_tangents: K.
         learning_rate: The best of those tried.
         at_edge: Whether it is the lowest or the highest of them, so that another may be better.
-        runs: The rows of a run, by the seed.
-        losses: The validation loss to reach, by the seed: the least of backpropagation.
+        runs: The rows of each run, by the seed.
+        losses: The validation loss to reach, by the seed: the lowest of backpropagation.
     """
 
     setting: str
@@ -44,7 +44,7 @@ class Outcome:
         return self.gradient if alone else f"{self.gradient}-{self.num_tangents}"
 
     def reached(self) -> dict[int, tuple[Reached, ...]]:
-        """When each run was down to the loss to reach, and a little above it, by the seed."""
+        """When each run reached the loss, and losses a little above it, by the seed."""
         return {
             seed: reached(DataFrame(rows), self.losses[seed]) for seed, rows in self.runs.items()
         }
@@ -54,7 +54,7 @@ def draw(outcomes: Sequence[Outcome], folder: Path) -> None:
     """Writes `reached.csv` and `summary.md`, and a picture for every setting.
 
     Args:
-        outcomes: What the runs came to.
+        outcomes: The runs of every gradient at its best rate.
         folder: Where to write.
     """
     by_setting: dict[str, list[Outcome]] = {}
@@ -93,7 +93,7 @@ _CLOCKS = ("wall_seconds", "processor_seconds")
 
 
 def _spent_then(rows: Sequence[Row], found: Reached, name: str) -> float | None:
-    """What the steps until then have taken."""
+    """The time of the steps until then."""
     return next((float(row[name]) for row in rows if row["step"] == found.steps), None)
 
 

@@ -1,8 +1,8 @@
 """How long every gradient takes until it is as good as backpropagation.
 
-For each setting every gradient tries the same number of learning rates, a geometric grid around a
-rate that is known to suit. The best by validation loss is run with three seeds, until it reaches
-what backpropagation reached at its best with the same seed.
+For each setting every gradient tries the same number of learning rates, in a geometric grid around
+a rate that is known to suit. The best by validation loss runs with three seeds, until it reaches
+the lowest loss of backpropagation with the same seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from multitangent_lab.experiments.studies._time_tables import Outcome, draw
 
 SEEDS = 3
 FACTOR = 2.0  # between two rates of a grid
-LONGER = 3  # epochs at most to reach what backpropagation reached, over backpropagation's
+LONGER = 3  # the largest number of epochs to reach the loss, over backpropagation's
 
 Method = tuple[GradientName, int]
 BACKPROPAGATION: Method = ("backpropagation", 1)
@@ -31,8 +31,8 @@ class Setting:
     """A model with its data.
 
     Args:
-        name: What it is called.
-        epochs: How long backpropagation trains, and every other gradient in the search.
+        name: The name of the setting.
+        epochs: The epochs of backpropagation, and of every other gradient in the search.
         rates: The middle of the grid of learning rates, for every gradient and K.
         options: Further fields of `TimedTraining`.
         of_method: The same for one gradient and K alone.
@@ -49,7 +49,7 @@ class Setting:
     def cell(
         self, method: Method, rate: float, seed: int, until: float | None = None
     ) -> TimedTraining:
-        """One run: with a loss to reach it may take longer."""
+        """One run. With a loss to reach it may take more epochs."""
         gradient, num_tangents = method
         return TimedTraining(
             self.name,
@@ -71,7 +71,7 @@ class Setting:
 
 
 def _rates(rate: float, projection: float, *guesses: Method) -> dict[Method, float]:
-    """Rates of gradients that are as long as the true one, and of the projection."""
+    """Rates for gradients as long as the true one, and for the projection."""
     of_guesses = dict.fromkeys((BACKPROPAGATION, *guesses), rate)
     return of_guesses | {("projection", 16): projection}
 
@@ -172,7 +172,7 @@ def further(store: Store) -> Iterator[TimedTraining]:
 
 
 def chosen(setting: Setting, method: Method, seed: int, store: Store) -> Iterator[TimedTraining]:
-    """The run at the best rate, if it is known and so is the loss to reach."""
+    """The run at the best rate, if this rate and the loss to reach are known."""
     rate = best_rate(setting, method, store)
     if rate is None:
         return
@@ -185,7 +185,7 @@ def chosen(setting: Setting, method: Method, seed: int, store: Store) -> Iterato
 
 
 def best_rate(setting: Setting, method: Method, store: Store) -> float | None:
-    """The one with the least validation loss; None before the search has ended, or if all fail."""
+    """The cell with the lowest validation loss; None before the search ends, or if all diverge."""
     losses = {
         cell.learning_rate: least_loss(rows)
         for cell in setting.trials_of(method)
@@ -197,12 +197,12 @@ def best_rate(setting: Setting, method: Method, store: Store) -> float | None:
 
 
 def least_loss(rows: Sequence[Row]) -> float:
-    """The least validation loss of a run, infinite if it diverged."""
+    """The lowest validation loss of a run, infinite if it diverged."""
     return inf if rows[-1]["diverged"] else min(float(row["validation_loss"]) for row in rows)
 
 
 def outcomes(store: Store) -> Iterator[Outcome]:
-    """What the runs at the best rates came to, as far as they have ended."""
+    """The runs at the best rates that have ended."""
     for setting in (*SETTINGS, *QUICK):
         for method in setting.rates:
             rate = best_rate(setting, method, store)
