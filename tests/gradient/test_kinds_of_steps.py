@@ -41,7 +41,6 @@ def test_a_parameter_that_is_not_used_has_no_gradient() -> None:
     model.register_parameter("unused", nn.Parameter(torch.ones(3)))
     gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(2), compile=True)
     gradient(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
-    assert any(graph is not None for graph in gradient._graphs.values())
     assert model.unused.grad is None
     assert model[0].weight.grad is not None
 
