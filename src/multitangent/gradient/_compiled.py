@@ -15,7 +15,13 @@ from torch.nn.utils.stateless import _reparametrize_module
 from multitangent._deferred_checks import deferred_checks
 from multitangent._structures import map_tensors, tensors_of
 from multitangent.gradient._coefficients import Combination
-from multitangent.gradient._learned import has_tensors_only, learn, structure, with_state
+from multitangent.gradient._learned import (
+    has_tensors_only,
+    kind_of_step,
+    learn,
+    structure,
+    with_state,
+)
 from multitangent.gradient._replayed import RecordingStream, ReplayedStream, drawn_outside
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.objective import Batch, Objective
@@ -57,6 +63,7 @@ class CompiledStep:
         self._parameters = dict(objective.model.named_parameters())
         self._buffers = dict(objective.model.named_buffers())
         self._correction = batch.correction
+        self._used: list[str] = []  # the parameters that have a gradient, found by the trace
         self._draws = self._find_draws(batch, stream)
         example = [argument.clone() for argument in self._arguments(batch, stream)]
         graph = make_fx(lambda *args: self._flat_step(batch, stream, args))(*example)
@@ -74,13 +81,13 @@ class CompiledStep:
             for buffer, value in zip(self._buffers.values(), before, strict=True):
                 buffer.data.copy_(value)
             return None
-        trainable = [p for p in self._parameters.values() if p.requires_grad]
-        gradients, state = others[: len(trainable)], others[len(trainable) :]
+        used = [self._parameters[name] for name in self._used]
+        gradients, state = others[: len(used)], others[len(used) :]
         return Step(
             losses,
             gram,
             Combination(coefficients, mixed_gram, jvps),
-            gradients=dict(zip(trainable, gradients, strict=True)),
+            gradients=dict(zip(used, gradients, strict=True)),
             learned=self._state(state) if state else None,
         )
 
@@ -127,11 +134,8 @@ class CompiledStep:
             learned = tensors_of(learn(self._problem.source, result))
         holds = torch.stack([condition.reshape(()) for condition in conditions]).all()
         gradients: Mapping[Any, Tensor] = result.gradients
-        of_parameters = [
-            gradients[tensor] if tensor in gradients else torch.zeros_like(tensor)
-            for tensor in stand_ins.values()
-            if tensor.requires_grad
-        ]
+        self._used = [name for name in self._parameters if stand_ins[name] in gradients]
+        of_parameters = [gradients[stand_ins[name]] for name in self._used]
         return [holds, result.losses, result.gram, *result.combination, *of_parameters, *learned]
 
     def _state(self, tensors: Iterable[Tensor]) -> dict[str, Any]:
@@ -187,9 +191,9 @@ def compiled_step(
 
 def _other_step(problem: Problem, stream: Stream) -> Stream:
     """The next step of the same kind for the source, or this one if none is near."""
-    needs = problem.source.needs(stream.step)
+    kind = kind_of_step(problem.source, stream.step)
     later = range(stream.step + 1, stream.step + 1 + _NEAR)
-    alike = (count for count in later if problem.source.needs(count) == needs)
+    alike = (count for count in later if kind_of_step(problem.source, count) == kind)
     return Stream(stream.seed + 1, next(alike, stream.step))
 
 

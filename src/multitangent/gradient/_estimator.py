@@ -33,7 +33,7 @@ from multitangent.gradient._compiled import CompiledStep, compiled_step
 from multitangent.gradient._diagnostics import Diagnostics, diagnose
 from multitangent.gradient._grad import accumulate, hooked
 from multitangent.gradient._kinds import found_parameters, kind_of
-from multitangent.gradient._learned import learn, structure
+from multitangent.gradient._learned import kind_of_step, learn, structure
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
 from multitangent.objective import Batch
@@ -223,7 +223,7 @@ class GradientEstimator(ABC):
         """What a graph is made for."""
         parts = self.tangents, self.aggregator, self.perturb, self.tangent_dtype
         state = structure(self._source.state_dict())
-        return *self._kind, repr(parts), self._source.needs(stream.step), state
+        return *self._kind, repr(parts), kind_of_step(self._source, stream.step), state
 
     def _eager(self, problem: Problem, batch: Batch, stream: Stream) -> Step:
         """One step; where it does not go with so many samples at a time, with others."""

@@ -22,6 +22,14 @@ def learn(source: TangentSource, result: Step) -> Mapping[str, Any]:
     return source.state_dict()
 
 
+def kind_of_step(source: TangentSource, step: int) -> tuple[Any, ...]:
+    """What a source and all that it is made of need of a step; steps of one kind agree in it.
+
+    What the source needs as a whole does not tell: one part may learn where another does not.
+    """
+    return source.needs(step), *(kind_of_step(part, step) for part in source.sources)
+
+
 @contextmanager
 def with_state(source: TangentSource, state: Mapping[str, Any]) -> Iterator[None]:
     """Give a source another state inside this block, and its own state back after it."""

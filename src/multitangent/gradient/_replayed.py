@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import add
+from typing import Any
 
 from torch import Tensor
 
@@ -69,3 +70,9 @@ class _DrawnOutside(TangentSource):
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.source.mixing(gram, dimension)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.source.load_state_dict(state)

@@ -86,8 +86,8 @@ class _Means(StatefulSource[RunningMean]):
         for name, request in observation.requests.items():
             gradient = observation.gradients[name]
             before = self._of(request, len(self.labels))
-            ones = gradient.new_ones(len(rows))
-            count = gradient.new_zeros(len(before)).index_add_(0, rows, ones)
+            ones = gradient.new_ones(len(rows), dtype=torch.int64)  # counted without rounding
+            count = ones.new_zeros(len(before)).index_add_(0, rows, ones).to(gradient.dtype)
             total = torch.zeros_like(before).index_add_(0, rows, gradient.to(before.dtype))
             seen = (count > 0).view(-1, *[1] * len(request.shape))
             now = total / count.clamp(min=1).view(-1, *[1] * len(request.shape))
