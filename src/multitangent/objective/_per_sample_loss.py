@@ -97,9 +97,7 @@ class PerSampleLoss:
         if not self._module or not isinstance(losses, Tensor) or losses.ndim == 0:
             _check_per_sample(losses)
             return losses
-        if losses.ndim > 1:
-            rest = list(range(1, losses.ndim))
-            losses = losses.sum(rest) if self._adds_elements else losses.mean(rest)
+        losses = self._reduced(losses, 1)
         return losses if correction == 1.0 else losses * correction
 
     def of_tokens(
@@ -119,11 +117,16 @@ class PerSampleLoss:
         _check_per_token(losses, may_have_more=self._module)
         if isinstance(self._function, LogitsLoss) and self._function.shift:
             losses = F.pad(losses, (0, 0) * (losses.ndim - 2) + (0, 1))
-        if losses.ndim > 2:
-            rest = list(range(2, losses.ndim))
-            losses = losses.sum(rest) if self._adds_elements else losses.mean(rest)
+        losses = self._reduced(losses, 2)
         weight = correction if self._adds_elements else correction / losses.shape[1]
         return losses if weight == 1.0 else losses * weight
+
+    def _reduced(self, losses: Tensor, ndim: int) -> Tensor:
+        """Losses of so many axes, each the sum or the mean over all further axes."""
+        if losses.ndim <= ndim:
+            return losses
+        rest = list(range(ndim, losses.ndim))
+        return losses.sum(rest) if self._adds_elements else losses.mean(rest)
 
     @property
     def _adds_elements(self) -> bool:
