@@ -29,7 +29,7 @@ types: $(STAMP)  ## strict static types of the package
 	$(BIN)/mypy
 
 unit: $(STAMP)   ## all tests, doctests and documented examples
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --dist worksteal
 
 demo: $(STAMP)   ## five gradients on the embedded digits: table and pictures
 	OMP_NUM_THREADS=1 $(BIN)/multitangent compare --preset demo  # tiny tensors: one thread is faster
