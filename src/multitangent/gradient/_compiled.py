@@ -131,7 +131,8 @@ class CompiledStep:
         state = self._state(remaining)
         with deferred_checks() as conditions, with_state(self._problem.source, state):
             result = self._step_on(stand_ins, batch, ReplayedStream(stream, list(remaining)))
-            learned = tensors_of(learn(self._problem.source, result))
+            learn(self._problem.source, result)
+            learned = tensors_of(self._problem.source.state_dict())
         holds = torch.stack([condition.reshape(()) for condition in conditions]).all()
         gradients: Mapping[Any, Tensor] = result.gradients
         self._used = [name for name in self._parameters if stand_ins[name] in gradients]
@@ -208,7 +209,8 @@ def _changing(
         objective.release()
         changed = before.differing(objective.saved_state(), 0.0)
     with with_state(problem.source, problem.source.state_dict()):
-        learned = learn(problem.source, result)
+        learn(problem.source, result)
+        learned = problem.source.state_dict()
     return [name for name in changed if name not in buffers], learned
 
 
@@ -243,7 +245,8 @@ def _outcome(
         if not set(result.gradients) <= set(model.parameters()):
             raise ValueError("parameters outside of the model")
         gradients = [result.gradients[p] for p in model.parameters() if p in result.gradients]
-        state = tensors_of(learn(source, result))
+        learn(source, result)
+        state = tensors_of(source.state_dict())
         return [result.losses, *gradients, *[b.clone() for b in model.buffers()], *state]
 
 

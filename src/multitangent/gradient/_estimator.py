@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ from multitangent.gradient._compiled import CompiledStep, compiled_step
 from multitangent.gradient._diagnostics import Diagnostics, diagnose
 from multitangent.gradient._grad import accumulate, hooked
 from multitangent.gradient._kinds import found_parameters, kind_of
-from multitangent.gradient._learned import kind_of_step, learn, structure
+from multitangent.gradient._learned import kind_of_step, learn, structure, unchanged_on_error
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
 from multitangent.objective import Batch
@@ -123,17 +124,11 @@ class GradientEstimator(ABC):
         return loss
 
     def _learned(self, result: Step) -> dict[nn.Parameter, Tensor]:
-        """Tell the source of a step; returns the gradients that the hooks of parameters leave.
-
-        An error leaves the source as it was.
-        """
-        before = self._source.state_dict()
-        try:
+        """Tell the source of a step; returns the gradients that the hooks of parameters leave."""
+        restores = unchanged_on_error(self._source) if result.teaches else nullcontext()
+        with restores:
             learn(self._source, result)  # before hooks change the gradients
             return {p: hooked(p, gradient) for p, gradient in result.gradients.items()}
-        except BaseException:
-            self._source.load_state_dict(before)
-            raise
 
     def prepare(self, inputs: Any, target: Any = None) -> tuple[Problem, Batch, Stream]:
         """What the next step is made of.

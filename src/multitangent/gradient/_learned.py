@@ -13,13 +13,12 @@ from multitangent.gradient._step import Step
 from multitangent.tangents import TangentSource
 
 
-def learn(source: TangentSource, result: Step) -> Mapping[str, Any]:
-    """Update a source after a step, and return its state."""
+def learn(source: TangentSource, result: Step) -> None:
+    """Update a source after a step."""
     if result.learned is not None:
         source.load_state_dict(result.learned)
     elif (observation := result.observation) is not None:
         source.update(observation)
-    return source.state_dict()
 
 
 def kind_of_step(source: TangentSource, step: int) -> tuple[Any, ...]:
@@ -28,6 +27,17 @@ def kind_of_step(source: TangentSource, step: int) -> tuple[Any, ...]:
     What the source needs as a whole does not tell: one part may learn where another does not.
     """
     return source.needs(step), *(kind_of_step(part, step) for part in source.sources)
+
+
+@contextmanager
+def unchanged_on_error(source: TangentSource) -> Iterator[None]:
+    """Give a source its state back if this block fails."""
+    before = source.state_dict()
+    try:
+        yield
+    except BaseException:
+        source.load_state_dict(before)
+        raise
 
 
 @contextmanager

@@ -160,6 +160,12 @@ class Step:
     learned: Mapping[str, Any] | None = None
 
     @property
+    def teaches(self) -> bool:
+        """Whether the source is to be told of the step."""
+        needs = Needs.NOTHING if self.tangents is None else self.tangents.needs
+        return self.learned is not None or bool(needs & Needs.UPDATE)
+
+    @property
     def observation(self) -> Observation | None:
         """What the source is to be told, if it needs to be.
 

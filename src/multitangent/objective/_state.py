@@ -257,7 +257,7 @@ def _generators() -> tuple[Any, Any]:
     if numpy is None:
         return random.getstate(), None
     name, keys, *rest = numpy.random.get_state()
-    return random.getstate(), (name, keys.tolist(), *rest)
+    return random.getstate(), (name, keys.tobytes(), *rest)
 
 
 def _set_generators(states: tuple[Any, Any] | None) -> None:
@@ -265,7 +265,9 @@ def _set_generators(states: tuple[Any, Any] | None) -> None:
         return
     random.setstate(states[0])
     if states[1] is not None:
-        sys.modules["numpy"].random.set_state(states[1])
+        numpy = sys.modules["numpy"]
+        name, keys, *rest = states[1]
+        numpy.random.set_state((name, numpy.frombuffer(keys, numpy.uint32), *rest))
 
 
 def release(modules: Sequence[nn.Module]) -> None:

@@ -7,6 +7,7 @@ from multitangent.tangents._every import Every
 from multitangent.tangents._factored_block import FactoredBlock
 from multitangent.tangents._feedback import Feedback
 from multitangent.tangents._guesses import GuessSource, StatefulSource, guess_block
+from multitangent.tangents._homogeneous import Homogeneous
 from multitangent.tangents._in_time import TangentsInTime
 from multitangent.tangents._independent import IndependentRows
 from multitangent.tangents._local_loss import LocalLoss
@@ -31,6 +32,7 @@ __all__ = [
     "FactoredBlock",
     "Feedback",
     "GuessSource",
+    "Homogeneous",
     "IndependentRows",
     "LocalLoss",
     "LowRank",

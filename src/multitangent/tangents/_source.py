@@ -208,15 +208,20 @@ class _SumOfSources(TangentSource):
         return self.draw(request)[k:]
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
-        mixed = torch.eye(self.num_tangents, dtype=gram.dtype, device=gram.device)
-        mixed = mixed.expand_as(gram).clone()
+        found: list[tuple[slice, Tensor]] = []
         first = 0
         for source in self.sources:
             block = slice(first, first + source.num_tangents)
             matrix = source.mixing(gram[..., block, block], dimension)
             if matrix is not None:
-                mixed[..., block, block] = matrix
+                found.append((block, matrix))
             first = block.stop
+        if not found:
+            return None
+        mixed = torch.eye(self.num_tangents, dtype=gram.dtype, device=gram.device)
+        mixed = mixed.expand_as(gram).clone()
+        for block, matrix in found:
+            mixed[..., block, block] = matrix
         return mixed
 
 

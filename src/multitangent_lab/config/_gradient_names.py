@@ -12,11 +12,12 @@ GradientName = Literal[
     "projection",
     "informed",
     "feedback",
+    "direct",
     "local",
     "previous",
     "residual",
     "mezo",
 ]
 # With guesses among the tangents: how many tangents they need at least.
-WITH_GUESSES = {"informed": 4, "feedback": 3, "local": 3, "previous": 3}
+WITH_GUESSES = {"informed": 4, "feedback": 3, "direct": 2, "local": 3, "previous": 3}
 ChosenName = GradientName | Literal["auto"]  # auto: what suits the model

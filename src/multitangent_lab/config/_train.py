@@ -18,7 +18,7 @@ from multitangent_lab.config._gradient_names import WITH_GUESSES, ChosenName
 from multitangent_lab.config._learning_rates import default_learning_rate
 from multitangent_lab.config._settings import RunSettings, Settings
 
-_NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES = 16, 8
+_NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES, _NUM_TANGENTS_OF_DIRECT = 16, 8, 5
 _GPT_RATE = 0.0015  # of AdamW
 # The gradients nearest to backpropagation, see docs/guesses.md; other models have informed.
 _RECIPES: dict[str, dict[str, Any]] = {
@@ -44,10 +44,10 @@ class TrainConfig(RunSettings):
 
     gradient: ChosenName = "auto"
     """The gradient; single: the forward gradient of one tangent; informed, feedback, local,
-    previous: some of the K tangents are guesses, and one is the value itself; residual: the error
-    at the last site is the guess for all of its shape, as it is; mezo: finite differences along one
-    tangent of the weights; auto: residual for vit and gpt, feedback of two sites for resnet18,
-    informed for other models."""
+    previous: some of the K tangents are guesses, and one is the value itself; direct: one of the K
+    tangents is a guess, which is used as it is; residual: the error at the last site is the guess
+    for all of its shape, as it is; mezo: finite differences along one tangent of the weights; auto:
+    residual for vit and gpt, feedback of two sites for resnet18, informed for other models."""
     learning_rate: float | Literal["auto"] | None = None
     """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
     set by the curvature along the steps."""
@@ -72,8 +72,7 @@ class TrainConfig(RunSettings):
         if config.gradient in ("single", "mezo", "residual"):
             config = replace(config, num_tangents=1)
         elif config.num_tangents is None or config.gradient == "backpropagation":
-            count = _NUM_TANGENTS_WITH_GUESSES if informed else _NUM_TANGENTS
-            config = replace(config, num_tangents=count)
+            config = replace(config, num_tangents=config._usual_num_tangents)
         if config.gradient == "backpropagation":
             if config.learning_rate == "auto":
                 raise ConfigError(
@@ -113,7 +112,7 @@ class TrainConfig(RunSettings):
             config,
             share=config.share or ("sample" if informed else "batch"),
             output=config.output or ("exact" if informed else "perturbed"),
-            gain=config.gain if informed else _DEFAULTS.gain,
+            gain=config.gain if informed and config.gradient != "direct" else _DEFAULTS.gain,
             learn_every=config._period if informed else 1,
             recalibrate=config.recalibrate or informed,
         )
@@ -136,6 +135,12 @@ class TrainConfig(RunSettings):
         is_open = is_plain and chosen == (None, None, None)
         recipe = _RECIPES.get(self.model) if is_open else None
         return replace(self, **(recipe or {"gradient": "informed"}))
+
+    @property
+    def _usual_num_tangents(self) -> int:
+        if self.gradient == "direct":
+            return _NUM_TANGENTS_OF_DIRECT
+        return _NUM_TANGENTS_WITH_GUESSES if self.gradient in WITH_GUESSES else _NUM_TANGENTS
 
     @property
     def _period(self) -> int:
@@ -165,13 +170,13 @@ class TrainConfig(RunSettings):
             raise ConfigError(
                 f"`num_tangents` should be at least {needed} for the gradient {self.gradient}: "
                 f"guesses, the value itself, and others at random. Found {self.num_tangents}. Try "
-                f"--num-tangents {_NUM_TANGENTS_WITH_GUESSES}, or projection in its place."
+                f"--num-tangents {self._usual_num_tangents}, or projection in its place."
             )
-        if self.gradient == "feedback" and self.dataset == "text":
+        if self.gradient in ("feedback", "direct") and self.dataset == "text":
             raise ConfigError(
-                "`gradient` should not be feedback for a text: it would learn a matrix from every "
-                "output of every token to every activation. Found feedback. Try informed, previous "
-                "or projection in its place."
+                f"`gradient` should not be {self.gradient} for a text: it would learn a matrix "
+                f"from every output of every token to every activation. Found {self.gradient}. Try "
+                "residual, informed or projection in its place."
             )
         if self.gain != "auto" and self.gain > 1:
             raise ConfigError(

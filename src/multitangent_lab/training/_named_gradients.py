@@ -25,6 +25,7 @@ from multitangent.objective import normalizes_batches
 from multitangent.perturbation import find_sites
 from multitangent.tangents import (
     Every,
+    Homogeneous,
     LowRank,
     Orthogonal,
     Residual,
@@ -116,6 +117,10 @@ def build_gradient(
     aggregator: Aggregator
     if config.gradient == "residual":
         tangents, aggregator = Residual(), SumOfGuesses()
+    elif config.gradient == "direct":
+        guess = Homogeneous(Feedback()) if _is_homogeneous(model) else Feedback()
+        tangents = _learning(config, random, guess)
+        aggregator = SumOfGuesses()
     elif config.gradient in WITH_GUESSES:
         layers = len(config.sites or find_sites(model)) if config.perturb == "activations" else 0
         layers -= config.output == "exact"
@@ -127,10 +132,7 @@ def build_gradient(
             own_value=not normalized,
             few_outputs=has_classes,
         )
-        tangents = ScaledByRMS(random(config.num_tangents - guesses.num_tangents)) + guesses
-        assert config.learn_every is not None
-        if config.learn_every > 1:
-            tangents = Every(config.learn_every, tangents)
+        tangents = _learning(config, random, guesses)
         aggregator = ControlVariate(config.gain)
     else:
         tangents = random(config.num_tangents)
@@ -144,6 +146,38 @@ def build_gradient(
         perturb=perturb,
         seed=config.seed,
     )
+
+
+def _learning(
+    config: TrainConfig, random: Callable[[int], TangentSource], guesses: TangentSource
+) -> TangentSource:
+    """Guesses, and the random tangents from which they learn in the steps that are theirs."""
+    assert config.num_tangents is not None
+    assert config.learn_every is not None
+    tangents = ScaledByRMS(random(config.num_tangents - guesses.num_tangents)) + guesses
+    return Every(config.learn_every, tangents) if config.learn_every > 1 else tangents
+
+
+def _is_homogeneous(model: nn.Module) -> bool:
+    """Whether the output is as many times as large as any activation, but for biases."""
+    parts = [module for module in model.modules() if not isinstance(module, nn.Sequential)]
+    return all(isinstance(part, _HOMOGENEOUS) for part in parts)
+
+
+_HOMOGENEOUS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Dropout,
+    nn.Flatten,
+    nn.Identity,
+)
 
 
 def guessing(

@@ -292,7 +292,7 @@ def test_a_run_that_stopped_early_is_not_continued(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_non_finite_loss(gradient: str, tmp_path: Path) -> None:
-    message = r"`\w+_loss` should be finite. Found \w+ in epoch 1, step \d+. .*--learning-rate"
+    message = r"\w+_loss` should be finite. Found .* in epoch 1, step \d+. .*--learning-rate"
     rate = 1e30 if gradient == "mezo" else 1e9  # whose units are all dead at once otherwise
     with pytest.raises(NonFiniteLoss, match=message):
         train(config(tmp_path, gradient=gradient, learning_rate=rate))

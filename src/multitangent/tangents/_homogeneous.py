@@ -1,0 +1,111 @@
+"""Guesses whose part along the value is that of a network without biases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from multitangent.tangents._observation import Needs
+from multitangent.tangents._request import Request
+from multitangent.tangents._source import TangentSource
+
+
+@dataclass(frozen=True)
+class Homogeneous(TangentSource):
+    """The guesses of a source, with the part along the perturbed value in its place known.
+
+    Linear layers and ReLU without biases are homogeneous: an activation h twice as large makes the
+    output z twice as large. By Euler's theorem the derivative of the output along h is then the
+    output itself, and that of a sample's loss is
+
+        ``<grad_h f, h> = <grad_z f, z>``,
+
+    with the same number at every site. It is known without a tangent. Here every sample's guess g
+    becomes ``g + h (<grad_z f, z> - <g, h>) / |h|^2``, which has that derivative along h.
+
+    Guesses that are used as they are miss parts of the gradient that have a mean. Where these push
+    all activations outwards, nothing pulls them back, and training diverges at learning rates that
+    suit the true gradient. `OwnValue` measures the derivative along h, which takes a tangent of its
+    own. Here it costs a few products of vectors, and `SumOfGuesses` can do without any tangent.
+
+    It is exact for linear layers, convolutions, ReLU and pooling without biases, and close where
+    biases contribute little to the output. It is wrong behind batch and layer normalisation, which
+    have a derivative of zero along h.
+
+    Args:
+        inner: The source of the guesses.
+
+    Raises:
+        ValueError: If `inner` has random tangents or changes their length afterwards, as
+            `Normalized` does; in a step, if it perturbs weights.
+
+    Examples:
+        >>> from multitangent import Activations, Feedback, ForwardGradient, Normal
+        >>> from multitangent.aggregation import SumOfGuesses
+        >>> first, last = torch.nn.Linear(4, 8, bias=False), torch.nn.Linear(8, 3, bias=False)
+        >>> model = torch.nn.Sequential(first, torch.nn.ReLU(), last)
+        >>> gradient = ForwardGradient(
+        ...     model, torch.nn.CrossEntropyLoss(), Normal(2) + Homogeneous(Feedback()),
+        ...     SumOfGuesses(), Activations(share="sample", output="exact"),
+        ... )
+        >>> x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.int64)
+        >>> value = gradient(x, y)
+        >>> estimate = first.weight.grad
+        >>> model.zero_grad()
+        >>> torch.nn.functional.cross_entropy(model(x), y).backward()
+        >>> along = [(g * first.weight).sum() for g in (estimate, first.weight.grad)]
+        >>> torch.allclose(*along)
+        True
+
+    Source:
+        Euler's theorem on homogeneous functions; for rectifier networks, Du, Hu and Lee,
+        "Algorithmic regularization in learning deep homogeneous models" (2018).
+    """
+
+    inner: TangentSource
+    num_tangents: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_tangents", self.inner.num_tangents)
+        if not all(self.inner.guesses):
+            raise ValueError(
+                "`inner` should have guesses only, as random tangents are measured. Found "
+                f"{self.inner!r}. Try `Normal(2) + Homogeneous(Feedback())`."
+            )
+        if self.inner.mixing(torch.eye(self.num_tangents, dtype=torch.float64), 1) is not None:
+            raise ValueError(
+                "`inner` should draw its guesses as they are to be used. Found that "
+                f"{self.inner!r} mixes them afterwards. Try `Homogeneous(Feedback())`."
+            )
+
+    @property
+    def sources(self) -> tuple[TangentSource, ...]:
+        return (self.inner,)
+
+    def init(self) -> TangentSource:
+        return Homogeneous(self.inner.init())
+
+    def needs(self, step: int) -> Needs:
+        return self.inner.needs(step) | Needs.PRIMAL | Needs.OUTPUT
+
+    def draw(self, request: Request) -> Tensor:
+        value, error, output = request.primal, request.output_gradient, request.output
+        if value is None or error is None or output is None or request.batch is None:
+            raise ValueError(
+                "`Homogeneous` should be among the tangents of activations. Found a step that "
+                "perturbs something else. Try `perturb='activations'`."
+            )
+        rows = self.inner.draw(request)
+        along = _products(error, output) - _products(rows.sum(0), value)
+        share = along / _products(value, value).clamp(min=1e-30)
+        row = min(request.site % self.num_tangents, len(rows) - 1)
+        corrected = rows.expand(-1, len(value), *request.shape).clone()
+        corrected[row] += share.to(rows.dtype).reshape(-1, *[1] * len(request.shape)) * value
+        return corrected
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """The scalar product of every sample, ``[b]``."""
+    return (a.detach() * b.detach()).flatten(1).sum(1)
