@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -123,12 +123,17 @@ class Objective:
 
     def output_gradient(self, output: Tensor, batch: Batch, stream: Stream) -> Tensor:
         """The loss's own derivative with respect to the model's output, ``[B, *shape]``."""
-        saved = SavedState(self._loss_modules)
-        with torch.enable_grad(), self.mode(batch, stream, "coupled"):
+        is_pure = self.loss.is_pure
+        saved = None if is_pure else SavedState(self._loss_modules)
+        surroundings: AbstractContextManager[object] = (
+            nullcontext() if is_pure else self.mode(batch, stream, "coupled")
+        )
+        with torch.enable_grad(), surroundings:
             leaf = output.detach().requires_grad_()
             losses = self.losses(leaf.clone(), batch)  # into which the loss may write
             total = losses.sum()
-        saved.restore()
+        if saved is not None:
+            saved.restore()
         if not total.requires_grad:
             raise constant_loss()
         return torch.autograd.grad(total, leaf)[0]

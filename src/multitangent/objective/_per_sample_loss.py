@@ -40,6 +40,16 @@ class PerSampleLoss:
         self._module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
 
     @property
+    def is_pure(self) -> bool:
+        """Whether it is certain that the loss keeps nothing and draws no random numbers."""
+        loss = self._function
+        is_own = type(loss).__module__ == nn.CrossEntropyLoss.__module__
+        if not is_own or not isinstance(loss, nn.Module):
+            return False
+        takes_function = isinstance(loss, nn.TripletMarginWithDistanceLoss)
+        return not (takes_function or loss._forward_hooks or loss._forward_pre_hooks)
+
+    @property
     def _stated(self) -> str:
         """The reduction of a loss module, which may change between steps."""
         return str(self._function.reduction) if self._module else "none"  # type: ignore[attr-defined]

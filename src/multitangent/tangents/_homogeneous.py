@@ -99,13 +99,17 @@ class Homogeneous(TangentSource):
             )
         rows = self.inner.draw(request)
         along = _products(error, output) - _products(rows.sum(0), value)
-        share = along / _products(value, value).clamp(min=1e-30)
+        share = (along / _products(value, value).clamp(min=1e-30)).to(rows.dtype)
+        share = share.view(-1, *[1] * len(request.shape))
         row = min(request.site % self.num_tangents, len(rows) - 1)
-        corrected = rows.expand(-1, len(value), *request.shape).clone()
-        corrected[row] += share.to(rows.dtype).reshape(-1, *[1] * len(request.shape)) * value
-        return corrected
+        corrected = torch.addcmul(rows[row], share, value.detach())
+        if len(rows) == 1:
+            return corrected.unsqueeze(0)
+        others = rows.expand(-1, *corrected.shape).clone()
+        others[row] = corrected
+        return others
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
     """The scalar product of every sample, ``[b]``."""
-    return (a.detach() * b.detach()).flatten(1).sum(1)
+    return torch.linalg.vecdot(a.detach().flatten(1), b.detach().flatten(1))

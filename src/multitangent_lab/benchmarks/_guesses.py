@@ -11,24 +11,23 @@ from typing import Any
 from multitangent_lab.benchmarks._case import Case, make_case, make_gradient
 from multitangent_lab.benchmarks._flops import count_flops
 from multitangent_lab.benchmarks._timing import interleaved
-from multitangent_lab.config import BenchConfig, GradientName, TrainConfig
+from multitangent_lab.config import BenchConfig, ChosenName, TrainConfig
 from multitangent_lab.training import build_gradient
 
-_COUNTS: Mapping[GradientName, int] = {"feedback": 4, "local": 4}  # others: as by default
-_GUESSES: Mapping[str, Sequence[GradientName]] = {
-    "fc": ("feedback", "local", "informed"),
-    "resnet18": ("feedback", "local", "informed"),
-    "vit": ("feedback", "local", "informed", "residual"),
-}
+_COUNTS: Mapping[ChosenName, int] = {"feedback": 4, "local": 4}  # others: as by default
+_GUESSES: Sequence[ChosenName] = ("feedback", "local", "informed", "auto")
 
 
 @dataclass(frozen=True)
 class _Method:
     """One step of a gradient, or all steps from one that learns to the next."""
 
+    gradient: str
     num_tangents: int
     run: Callable[[], object]
     steps: int = 1
+    sites: str | None = None
+    is_default: bool = False
 
 
 def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
@@ -36,15 +35,16 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
 
     Random tangents are shared by the batch, as is their default, and their step the usual one;
     guesses go with random tangents per sample and the exact derivative at the output. Where they
-    learn in some steps only, the figures are the mean of a step over the whole period.
+    learn in some steps only, the figures are the mean of a step over the whole period. `is_default`
+    marks the gradient that suits the model, the one of `multitangent train`.
     `random_tangents_of_equal_time` is the number of random tangents with which a step would take
     as long, interpolated between the numbers that were measured.
     """
     case = make_case(config)
     methods: dict[str, _Method] = {
-        "backpropagation": _Method(0, case.backpropagation),
+        "backpropagation": _Method("backpropagation", 0, case.backpropagation),
         **{f"{k} random": _random(config, case, k) for k in config.counts},
-        **{name: _guessing(config, case, name) for name in _GUESSES[config.model]},
+        **{name: _guessing(config, case, name) for name in _GUESSES},
     }
     times = interleaved(
         {name: method.run for name, method in methods.items()}, config.repeats, case.model.zero_grad
@@ -58,7 +58,7 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
     points = [(k, ratios[f"{k} random"]) for k in config.counts]
     return [
         {
-            "gradient": name,
+            "gradient": method.gradient,
             "num_tangents": method.num_tangents,
             "learn_every": method.steps,
             "flops": round(flops[name]),
@@ -66,8 +66,10 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
             "ms": round(median(times[name]), 3),
             "ratio_to_backpropagation": round(ratios[name], 3),
             "random_tangents_of_equal_time": _equal(points, ratios[name])
-            if name in _GUESSES[config.model]
+            if name in _GUESSES
             else None,
+            "sites": method.sites,
+            "is_default": method.is_default,
         }
         for name, method in methods.items()
     ]
@@ -75,10 +77,10 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
 
 def _random(config: BenchConfig, case: Case, count: int) -> _Method:
     step = case.step(make_gradient(replace(config, num_tangents=count), case))
-    return _Method(count, step)
+    return _Method(f"{count} random", count, step)
 
 
-def _guessing(config: BenchConfig, case: Case, name: GradientName) -> _Method:
+def _guessing(config: BenchConfig, case: Case, name: ChosenName) -> _Method:
     count = _COUNTS.get(name)
     chosen = TrainConfig(
         model=config.model, gradient=name, num_tangents=count, seed=config.seed
@@ -92,7 +94,8 @@ def _guessing(config: BenchConfig, case: Case, name: GradientName) -> _Method:
             case.model.zero_grad()
             gradient(case.x, case.y)
 
-    return _Method(chosen.num_tangents, run, steps)
+    sites = None if chosen.sites is None else " ".join(chosen.sites)
+    return _Method(chosen.gradient, chosen.num_tangents, run, steps, sites, name == "auto")
 
 
 def _equal(points: list[tuple[int, float]], ratio: float) -> float | None:

@@ -5,7 +5,7 @@ from multitangent_lab.config._bench import BenchConfig
 from multitangent_lab.config._choices import check_sources
 from multitangent_lab.config._doctor import DOCTOR_PRESETS, DoctorConfig
 from multitangent_lab.config._fuzz import FuzzConfig
-from multitangent_lab.config._gradient_names import WITH_GUESSES, GradientName
+from multitangent_lab.config._gradient_names import WITH_GUESSES, ChosenName, GradientName
 from multitangent_lab.config._learning_rates import default_learning_rate
 from multitangent_lab.config._presets import COMPARE_PRESETS, TRAIN_PRESETS
 from multitangent_lab.config._reproduce import FIGURES, NETWORKS, STUDIES, ReproduceConfig
@@ -21,6 +21,7 @@ __all__ = [
     "TRAIN_PRESETS",
     "WITH_GUESSES",
     "BenchConfig",
+    "ChosenName",
     "CompareConfig",
     "ConfigError",
     "DoctorConfig",
