@@ -97,6 +97,7 @@ def assert_compiled_steps_are_the_same(name, tolerance=1e-9):
             torch.testing.assert_close(compiled(x, y), plain(x, y))
             for p, q in zip(model.parameters(), twin.parameters(), strict=True):
                 torch.testing.assert_close(q.grad, p.grad, rtol=tolerance, atol=tolerance)
+            plain.step = compiled.step = max(8, plain.step)  # from which on not every step learns
     expected, found = plain.state_dict(), compiled.state_dict()
     torch.testing.assert_close(found["tangents"], expected["tangents"], rtol=1e-9, atol=1e-9)
 

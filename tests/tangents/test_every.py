@@ -63,21 +63,28 @@ def test_equals_the_simulation(source, aggregator):
     model, x, y = made()
     kinds = ForwardGradient, SimulatedGradient
     both = [(kind, source, aggregator, ACTIVATIONS, {"seed": 3}) for kind in kinds]
-    assert same_training(model, *both, x, y, steps=5)
+    assert same_training(model, *both, x, y, steps=15)
 
 
 def test_what_is_pushed_and_learned():
     model, x, y = made()
     gradient = gradient_of(Every(3, SOURCE), model)
     pushed, learned = [], []
+    gradient.step = 21  # from 12 on every second step learns, from 24 on every third
     for _ in range(7):
         pushed.append(max(len(block.rows()) for block in gradient_blocks(gradient, x, y)))
         before = copy.deepcopy(gradient.state_dict()["tangents"])
         trained(gradient, x, y, 1)
         after = gradient.state_dict()["tangents"]
         learned.append(repr(before) != repr(after))
-    assert pushed == [5, 5, 5, 5, 3, 3, 5]
-    assert learned == [True, True, True, True, False, False, True]
+    assert pushed == [3, 5, 3, 5, 3, 3, 5]
+    assert learned == [False, True, False, True, False, False, True]
+
+
+def test_the_distance_grows_from_one_to_the_period():
+    source = Every(3, SOURCE)
+    learns = [step for step in range(37) if source.learns(step)]
+    assert learns == [*range(12), *range(12, 24, 2), 24, 27, 30, 33, 36]
 
 
 def test_between_nothing_is_pushed_if_guesses_are_taken_as_they_are(monkeypatch):
@@ -88,8 +95,8 @@ def test_between_nothing_is_pushed_if_guesses_are_taken_as_they_are(monkeypatch)
     monkeypatch.setattr(
         ForwardMode, "__call__", lambda *args: calls.append(gradient.step) or push(*args)
     )
-    trained(gradient, x, y, 5)
-    assert sorted(set(calls)) == [0, 1, 2, 4]
+    trained(gradient, x, y, 12)
+    assert sorted(set(calls)) == [*range(8), 8, 10]
 
 
 def test_weights_with_factors():
@@ -97,7 +104,7 @@ def test_weights_with_factors():
     gradient = gradient_of(
         Every(2, LowRank(2) + RunningMean()), model, Projection(), perturb="weights"
     )
-    stored = [trained(gradient, x, y, 1) for _ in range(4)]
+    stored = [trained(gradient, x, y, 1) for _ in range(10)]
     assert stored[-1] < stored[0]
     redrawn_model, *_ = made()
     redrawn = ForwardGradient(
@@ -120,6 +127,7 @@ def test_it_goes_on_from_a_saved_state():
     model, x, y = made()
     gradient = gradient_of(Every(3, SOURCE), model)
     trained(gradient, x, y, 2)
+    gradient.step = 11
     other = gradient_of(Every(3, SOURCE), copy.deepcopy(model))
     other.load_state_dict(gradient.state_dict())
     torch.testing.assert_close(trained(other, x, y, 5), trained(gradient, x, y, 5))

@@ -13,21 +13,26 @@ from multitangent.tangents._observation import Needs, Observation
 from multitangent.tangents._request import Request
 from multitangent.tangents._source import TangentSource
 
+_GROWTH = 4  # the distance of two steps that learn grows by 1 in so many of the last distances
+
 
 @dataclass(frozen=True)
 class Every(TangentSource):
     """All tangents of a source in every m-th step, and its guesses alone in the others.
 
-    The first m steps have all of them too, so that guesses are soon useful. The other steps learn
-    nothing. They neither draw nor push random tangents, and they do not look at the model's
-    responses. Such a step pushes the guesses only, or nothing at all with `SumOfGuesses`.
+    Guesses should soon be useful, and they change most at the start. So the first 4 m steps have
+    all tangents, the next 4 m steps every second time, the next 4 m every third time, and so on up
+    to every m-th step. The other steps learn nothing. They neither draw nor push random tangents,
+    and they do not look at the model's responses. Such a step pushes the guesses only, or nothing
+    at all with `SumOfGuesses`.
 
     The guesses of the source come first among the tangents, wherever they stand in the source. Put
     `Every` last in a sum with other sources. Then the random tangents that most steps lack cost
     nothing.
 
     Args:
-        period: m, the number of steps from one that learns to the next; 1 learns in every step.
+        period: m, the number of steps from one that learns to the next in the end; 1 learns in
+            every step.
         inner: The source: guesses, and the random tangents from which they learn.
 
     Raises:
@@ -38,8 +43,10 @@ class Every(TangentSource):
         >>> source = Every(16, Normal(2) + Feedback(3) + OwnValue())
         >>> source.guesses
         (True, True, True, True, False, False)
-        >>> [bool(source.init().needs(step) & Needs.UPDATE) for step in (0, 15, 16, 17, 32)]
+        >>> [bool(source.init().needs(step) & Needs.UPDATE) for step in (0, 63, 64, 65, 66)]
         [True, True, True, False, True]
+        >>> [step for step in range(2000, 2040) if source.learns(step)]
+        [2000, 2016, 2032]
     """
 
     period: int
@@ -77,7 +84,8 @@ class Every(TangentSource):
 
     def learns(self, step: int) -> bool:
         """Whether the step with this count is one that learns."""
-        return step < self.period or step % self.period == 0
+        distance = min(self.period, 1 + step // (_GROWTH * self.period))
+        return step % distance == 0
 
     def needs(self, step: int) -> Needs:
         if self.learns(step):

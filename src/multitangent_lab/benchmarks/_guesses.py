@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from multitangent.gradient import GradientEstimator
 from multitangent_lab.benchmarks._case import Case, make_case, make_gradient
 from multitangent_lab.benchmarks._flops import count_flops
 from multitangent_lab.benchmarks._timing import interleaved
@@ -35,10 +36,10 @@ def table_of_guesses(config: BenchConfig) -> list[dict[str, Any]]:
 
     Random tangents are shared by the batch, as is their default, and their step the usual one;
     guesses go with random tangents per sample and the exact derivative at the output. Where they
-    learn in some steps only, the figures are the mean of a step over the whole period. `is_default`
-    marks the gradient that suits the model, the one of `multitangent train`.
-    `random_tangents_of_equal_time` is the number of random tangents with which a step would take
-    as long, interpolated between the numbers that were measured.
+    learn in some steps only, the figures are the mean of a step over a whole period, long after the
+    start. `is_default` marks the gradient of `multitangent train`, which suits the model.
+    `random_tangents_of_equal_time` is the number of random tangents with which a step would take as
+    long, interpolated between the numbers that were measured.
     """
     case = make_case(config)
     methods: dict[str, _Method] = {
@@ -87,7 +88,11 @@ def _guessing(config: BenchConfig, case: Case, name: ChosenName) -> _Method:
     ).resolved()
     assert chosen.num_tangents is not None
     gradient = build_gradient(chosen, case.model, case.loss)
+    assert isinstance(gradient, GradientEstimator)
     steps = chosen.learn_every or 1
+    case.model.zero_grad()
+    gradient(case.x, case.y)
+    gradient.step = 4 * steps**2  # from which on `Every` learns in every m-th step
 
     def run() -> None:
         for _ in range(steps):

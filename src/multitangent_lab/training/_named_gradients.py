@@ -118,7 +118,8 @@ def build_gradient(
     if config.gradient == "residual":
         tangents, aggregator = Residual(), SumOfGuesses()
     elif config.gradient == "direct":
-        guess = Homogeneous(Feedback()) if _is_homogeneous(model) else Feedback()
+        feedback = Feedback(step_size=1.0)  # few steps learn, so that each should learn much
+        guess = Homogeneous(feedback) if _is_homogeneous(model) else feedback
         tangents = _learning(config, random, guess)
         aggregator = SumOfGuesses()
     elif config.gradient in WITH_GUESSES:
