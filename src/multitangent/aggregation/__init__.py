@@ -9,6 +9,7 @@ from multitangent.aggregation._rescaled import Rescaled
 from multitangent.aggregation._sum import Sum
 from multitangent.aggregation._sum_of_guesses import SumOfGuesses
 from multitangent.aggregation._top_k import TopK
+from multitangent.aggregation._when_learning import WhenLearning
 
 __all__ = [
     "Aggregator",
@@ -20,5 +21,6 @@ __all__ = [
     "Sum",
     "SumOfGuesses",
     "TopK",
+    "WhenLearning",
     "rows_times",
 ]

@@ -65,6 +65,14 @@ class Aggregator(ABC):
 
     needs_derivatives: ClassVar[bool] = True
 
+    def of_step(self, learns: bool) -> Aggregator:
+        """The aggregator of one step, by default this one.
+
+        Args:
+            learns: Whether the source learns from the step.
+        """
+        return self
+
     def __call__(
         self,
         gram: Tensor,

@@ -55,13 +55,15 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
         problem.source, stream, store=problem.store_tangents, dtype=problem.tangent_dtype
     )
     run = problem.perturbation(batch, stream, tangents)
-    losses, jvps, output_tangents = problem.engine_of_step(tangents)(run, tangents)
+    aggregator = problem.aggregator.of_step(learns=bool(tangents.needs & Needs.UPDATE))
+    engine = problem.engine_of_step(aggregator, tangents)
+    losses, jvps, output_tangents = engine(run, tangents)
     with _full_precision(jvps.device.type):
         seen = _as_seen(tangents, run, jvps)
         gram, jvps = problem.reduce(seen.gram().to(jvps.device), jvps)
         combination = combine(
             problem.source,
-            problem.aggregator,
+            aggregator,
             gram,
             jvps,
             seen.dimension,
@@ -123,10 +125,10 @@ class Problem:
     reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _local
     measures: bool = False
 
-    def engine_of_step(self, tangents: Tangents) -> Engine:
+    def engine_of_step(self, aggregator: Aggregator, tangents: Tangents) -> Engine:
         """The engine, or none where neither the aggregator nor the source needs derivatives."""
-        learns = tangents.needs & Needs.OUTPUT_TANGENTS
-        if self.measures or self.aggregator.needs_derivatives or learns:
+        of_source = tangents.needs & Needs.OUTPUT_TANGENTS
+        if self.measures or aggregator.needs_derivatives or of_source:
             return self.engine
         return NoDerivatives(self.engine.statistics)
 

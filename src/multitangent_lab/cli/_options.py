@@ -24,8 +24,9 @@ class Options(Generic[Config]):
     """Print one JSON object on standard output, and nothing else."""
     config: Path | None = None
     """TOML file with any of these settings; for train and compare also patience, share, output,
-    gain, images, recalibrate, hidden_layers, simulated, tensorboard, until_loss and evaluate_every,
-    for compare estimates, and context, embedding, blocks and heads of gpt."""
+    gain, images, recalibrate, hidden_layers, simulated, differences, sites, discount, learn_every,
+    tensorboard, until_loss and evaluate_every, for compare estimates, and context, embedding,
+    blocks and heads of gpt."""
     preset: str | None = None
     """Named settings to start from: demo or paper, where the command has them, or a TOML file, such
     as the preset.toml of a search."""

@@ -82,6 +82,8 @@ class Settings:
     guesses."""
     simulated: Suppress[bool] = False
     """Whether directional derivatives are computed from backpropagation, to study large K."""
+    differences: Suppress[bool] = False
+    """Whether directional derivatives are finite differences of losses, two runs for a tangent."""
     optimizer: str | None = None
     """Any optimizer of torch.optim, by name; by default SGD for the paper's networks, else
     AdamW."""

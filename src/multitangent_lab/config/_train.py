@@ -45,7 +45,7 @@ class TrainConfig(RunSettings):
     gradient: ChosenName = "auto"
     """The gradient; single: the forward gradient of one tangent; informed, feedback, local,
     previous: some of the K tangents are guesses, and one is the value itself; direct: one of the K
-    tangents is a guess, which is used as it is; residual: the error at the last site is the guess
+    tangents is a guess, used as it is in the steps that do not learn; residual: the error at the last site is the guess
     for all of its shape, as it is; mezo: finite differences along one tangent of the weights; auto:
     residual for vit and gpt, feedback of two sites for resnet18, informed for other models."""
     learning_rate: float | Literal["auto"] | None = None
@@ -79,8 +79,10 @@ class TrainConfig(RunSettings):
                     "`learning_rate` should be a number for backpropagation: 'auto' asks for a "
                     "forward gradient. Found 'auto'. Try another --gradient."
                 )
-            names = ("tangents", "perturb", "sites", "share", "output", "simulated", "gain")
+            names = ("tangents", "perturb", "sites", "share", "output", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
+        if config.gradient in ("backpropagation", "mezo"):
+            config = replace(config, simulated=False, differences=False)
         if config.gradient in ("backpropagation", "mezo", "residual"):  # no activations measured
             config = replace(config, credit=_DEFAULTS.credit, discount=_DEFAULTS.discount)
         if config.gradient == "mezo":
@@ -91,7 +93,6 @@ class TrainConfig(RunSettings):
                 sites=None,
                 share=None,
                 output=None,
-                simulated=False,
             )
         if config.gradient == "residual":
             config._check_residual()
@@ -100,6 +101,11 @@ class TrainConfig(RunSettings):
             raise ConfigError(
                 "`tangents` should be of full rank for activations, which are no matrices. Found "
                 "low-rank. Try --perturb weights, or normal."
+            )
+        if config.simulated and config.differences:
+            raise ConfigError(
+                "`differences` should be left out where derivatives are simulated. Found both. Try "
+                "one of them."
             )
         if config.sites is not None and config.perturb == "weights":
             raise ConfigError(
@@ -112,7 +118,7 @@ class TrainConfig(RunSettings):
             config,
             share=config.share or ("sample" if informed else "batch"),
             output=config.output or ("exact" if informed else "perturbed"),
-            gain=config.gain if informed and config.gradient != "direct" else _DEFAULTS.gain,
+            gain=config.gain if informed else _DEFAULTS.gain,
             learn_every=config._period if informed else 1,
             recalibrate=config.recalibrate or informed,
         )
@@ -302,6 +308,6 @@ _DEFAULTS = RunSettings()
 _LATER = (
     "gain", "hidden_layers", "images", "recalibrate", "data", "level", "context", "embedding",
     "blocks", "heads", "text_hash", "code_hash", "until_loss", "evaluate_every", "credit",
-    "discount", "sites", "learn_every",
+    "discount", "sites", "learn_every", "differences",
 )  # fmt: skip
 _PLACES = ("data_dir", "data_file", "device", "run_dir", "resume", "tensorboard")

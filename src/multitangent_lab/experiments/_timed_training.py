@@ -41,6 +41,10 @@ class TimedTraining(Cell):
         blocks: Blocks of `"gpt"`.
         learn_every: The number of steps from one in which guesses learn to the next.
         sites: The modules whose outputs are perturbed; the network's parts for `None`.
+        share: Whether the samples of a batch share their tangents; as suits the gradient for
+            `None`.
+        credit: Whether the loss of every sample is measured, or that of every token.
+        differences: Whether directional derivatives are finite differences of losses.
     """
 
     setting: str
@@ -63,6 +67,9 @@ class TimedTraining(Cell):
     blocks: int = 4
     learn_every: int = 1
     sites: tuple[str, ...] | None = None
+    share: Literal["batch", "sample"] | None = None
+    credit: Literal["sample", "token"] = "sample"
+    differences: bool = False
 
 
 def run(cell: TimedTraining, context: Context) -> list[Row]:

@@ -19,8 +19,8 @@ from multitangent import (
     SimulatedGradient,
     Weights,
 )
-from multitangent.aggregation import Aggregator, Sum, SumOfGuesses
-from multitangent.gradient import mezo
+from multitangent.aggregation import Aggregator, Sum, SumOfGuesses, WhenLearning
+from multitangent.gradient import DifferenceGradient, GradientEstimator, mezo
 from multitangent.objective import normalizes_batches
 from multitangent.perturbation import find_sites
 from multitangent.tangents import (
@@ -99,8 +99,12 @@ def build_gradient(
         return Backpropagation(model, loss)
     if config.gradient == "mezo":
         return mezo(model, loss, seed=config.seed)
-    kind = SimulatedGradient if config.simulated else ForwardGradient
     config = config.resolved()
+    kind: type[GradientEstimator] = ForwardGradient
+    if config.simulated:
+        kind = SimulatedGradient
+    elif config.differences:
+        kind = DifferenceGradient
     assert config.share is not None
     assert config.output is not None
     activations = Activations(
@@ -121,7 +125,7 @@ def build_gradient(
         feedback = Feedback(step_size=1.0)  # few steps learn, so that each should learn much
         guess = Homogeneous(feedback) if _is_homogeneous(model) else feedback
         tangents = _learning(config, random, guess)
-        aggregator = SumOfGuesses()
+        aggregator = WhenLearning(ControlVariate(config.gain))
     elif config.gradient in WITH_GUESSES:
         layers = len(config.sites or find_sites(model)) if config.perturb == "activations" else 0
         layers -= config.output == "exact"

@@ -1,12 +1,14 @@
 """From a configuration to its gradient."""
 
+import pytest
 import torch
 from torch import nn
 
-from multitangent import Feedback, ForwardGradient
-from multitangent.aggregation import SumOfGuesses
-from multitangent.tangents import Every, Residual
-from multitangent_lab.config import TrainConfig
+from multitangent import ControlVariate, Feedback, ForwardGradient
+from multitangent.aggregation import SumOfGuesses, WhenLearning
+from multitangent.gradient import DifferenceGradient
+from multitangent.tangents import Every, Homogeneous, Residual
+from multitangent_lab.config import ConfigError, TrainConfig
 from multitangent_lab.models import build_model
 from multitangent_lab.training import build_gradient
 
@@ -40,3 +42,28 @@ def test_resnet18_is_guessed_for_at_one_place() -> None:
 def test_a_vision_transformer_takes_the_error_as_it_is() -> None:
     gradient = built("vit")
     assert (gradient.tangents, gradient.aggregator) == (Residual(), SumOfGuesses())
+
+
+def test_directional_derivatives_from_finite_differences() -> None:
+    config = TrainConfig(gradient="mean", differences=True)
+    network = build_model("fc", (1, 28, 28))
+    assert isinstance(build_gradient(config, network, nn.CrossEntropyLoss()), DifferenceGradient)
+    with pytest.raises(ConfigError, match="`differences` should be left out"):
+        TrainConfig(gradient="mean", differences=True, simulated=True).resolved()
+    plain = TrainConfig(gradient="backpropagation").resolved()
+    assert TrainConfig(gradient="backpropagation", differences=True).resolved() == plain
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_direct_gradient(normalized: bool) -> None:
+    """The part along the value is that of a network without biases, where there are only these."""
+    norm = nn.LayerNorm(6) if normalized else nn.ReLU()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 6), norm, nn.Linear(6, 10))
+    config = TrainConfig(gradient="direct", learn_every=4)
+    gradient = build_gradient(config, model, nn.CrossEntropyLoss())
+    assert isinstance(gradient, ForwardGradient)
+    assert isinstance(gradient.tangents, Every)
+    guess, _ = gradient.tangents.parts
+    assert isinstance(guess, Feedback if normalized else Homogeneous)
+    assert gradient.aggregator == WhenLearning(ControlVariate())
+    assert (gradient.tangents.period, gradient.tangents.num_tangents) == (4, 5)

@@ -135,6 +135,7 @@ def mean(tmp_path_factory: pytest.TempPathFactory) -> float:
         {"share": "sample"},
         {"output": "exact"},
         {"simulated": True},
+        {"differences": True},
         {"tangents": "rademacher"},
         {"tangents": "sphere"},
         {"tangents": "orthogonal"},
@@ -146,9 +147,9 @@ def test_every_setting_reaches_the_run(
     changes: dict[str, Any], mean: float, tmp_path: Path
 ) -> None:
     result = train(config(tmp_path, **MEAN | changes))
-    # The simulation computes the same, up to rounding; nothing else does.
+    # The simulation and differences compute the same, up to rounding; nothing else does.
     same = result.metrics()["train_loss"][0] == pytest.approx(mean, rel=1e-5)
-    assert same == ("simulated" in changes)
+    assert same == bool({"simulated", "differences"} & changes.keys())
 
 
 def test_tangents_of_low_rank_are_of_weights(mean: float, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 from multitangent_lab.config import GradientName
 from multitangent_lab.experiments._experiment import Experiment
@@ -22,8 +22,13 @@ SEEDS = 3
 FACTOR = 2.0  # between two rates of a grid
 LONGER = 3  # the largest number of epochs to reach the loss, over backpropagation's
 
-Method = tuple[GradientName, int]
+Method = tuple[GradientName | Literal["dust"], int]
 BACKPROPAGATION: Method = ("backpropagation", 1)
+RANDOM: Method = ("projection", 16)
+# Activity perturbation with a measurement of every token (Dust, 2026): as many runs of the model as
+# RANDOM pushes tangents.
+DUST: Method = ("dust", 8)
+_DUST = {"gradient": "mean", "credit": "token", "share": "sample", "differences": True}
 
 
 @dataclass(frozen=True)
@@ -37,31 +42,33 @@ class Setting:
         options: Further fields of `TimedTraining`.
         of_method: The same for one gradient and K alone.
         trials: How many learning rates every gradient tries; odd.
+        hopeless: Gradients that are too far from the loss to be given more epochs.
     """
 
     name: str
     epochs: int
     rates: Mapping[Method, float]
-    options: Mapping[str, Any]
-    of_method: Mapping[Method, Mapping[str, Any]] = field(default_factory=dict)
+    options: dict[str, Any]
+    of_method: Mapping[Method, dict[str, Any]] = field(default_factory=dict)
     trials: int = 5
+    hopeless: Sequence[Method] = ()
 
     def cell(
         self, method: Method, rate: float, seed: int, until: float | None = None
     ) -> TimedTraining:
         """One run. With a loss to reach it may take more epochs."""
         gradient, num_tangents = method
-        return TimedTraining(
-            self.name,
-            gradient,
-            num_tangents,
-            rate,
-            seed,
-            self.epochs if until is None else LONGER * self.epochs,
-            until_loss=until,
-            **self.options,
-            **self.of_method.get(method, {}),
-        )
+        may_go_on = until is not None and method not in self.hopeless
+        values: dict[str, Any] = {
+            "setting": self.name,
+            "gradient": gradient,
+            "num_tangents": num_tangents,
+            "learning_rate": rate,
+            "seed": seed,
+            "epochs": LONGER * self.epochs if may_go_on else self.epochs,
+            "until_loss": until,
+        }
+        return TimedTraining(**values | self.options | self.of_method.get(method, {}))
 
     def trials_of(self, method: Method) -> list[TimedTraining]:
         """The search of one gradient, in rising order of the learning rate."""
@@ -73,14 +80,14 @@ class Setting:
 def _rates(rate: float, projection: float, *guesses: Method) -> dict[Method, float]:
     """Rates for gradients as long as the true one, and for the projection."""
     of_guesses = dict.fromkeys((BACKPROPAGATION, *guesses), rate)
-    return of_guesses | {("projection", 16): projection}
+    return of_guesses | {RANDOM: projection}
 
 
 SETTINGS = (
     Setting(
         "gpt",
         2,
-        _rates(0.0015, 0.0015, ("residual", 1), ("informed", 8)),
+        _rates(0.0015, 0.0015, ("residual", 1)) | {DUST: 0.0015},
         {
             "model": "gpt",
             "dataset": "text",
@@ -89,6 +96,8 @@ SETTINGS = (
             "batch_size": 32,
             "evaluate_every": 50,
         },
+        {DUST: _DUST},
+        hopeless=(RANDOM, DUST),
     ),
     Setting(
         "vit",
@@ -119,9 +128,9 @@ SETTINGS = (
     Setting(
         "fc",
         5,
-        _rates(0.1, 0.2, ("informed", 8), ("feedback", 4)),
+        _rates(0.1, 0.2, ("direct", 5), ("feedback", 4)),
         {"model": "fc", "dataset": "mnist", "evaluate_every": 100},
-        {key: {"learn_every": 16} for key in (("informed", 8), ("feedback", 4))},
+        {key: {"learn_every": 16} for key in (("direct", 5), ("feedback", 4))},
     ),
 )
 QUICK = (
