@@ -117,7 +117,7 @@ def trained(kind, function, source, **options):
     return gradients(model)
 
 
-@pytest.mark.parametrize("source", LOOKING, ids=repr)
+@pytest.mark.parametrize("source", LOOKING, ids=lambda source: type(source).__name__)
 @pytest.mark.parametrize("function", WRITES)
 def test_sources_see_values_before_a_layer_writes_into_them(function, source):
     """What is drawn depends neither on the split of the batch nor on what is kept."""
@@ -138,7 +138,7 @@ def out_of_place(m, x):
     return m.parts[1](nn.functional.relu(m.parts[0](x)))
 
 
-@pytest.mark.parametrize("source", LOOKING, ids=repr)
+@pytest.mark.parametrize("source", LOOKING, ids=lambda source: type(source).__name__)
 def test_in_place_and_out_of_place_are_the_same_to_a_source(source):
     for options in ({"micro_batch": 6}, {"micro_batch": 2}, {"store_tangents": False}):
         expected = trained(ForwardGradient, out_of_place, source, **options)

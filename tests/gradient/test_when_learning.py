@@ -12,7 +12,14 @@ from models_for_tests import gradients, relative_error
 from multitangent import Activations, ControlVariate, Feedback, ForwardGradient, Normal, Projection
 from multitangent.aggregation import SumOfGuesses, WhenLearning
 from multitangent.engine import ForwardMode
-from multitangent.tangents import Every, Homogeneous, Residual, RunningMean
+from multitangent.tangents import (
+    Every,
+    Homogeneous,
+    OwnValue,
+    Residual,
+    RunningMean,
+    ScaledByRMS,
+)
 
 LOSS = nn.CrossEntropyLoss()
 OWN = Activations(share="sample", output="exact")
@@ -49,6 +56,31 @@ def test_it_is_the_one_or_the_other(source, inner, step, learns, monkeypatch):
     expected.aggregator = inner if learns else SumOfGuesses()
     expected(x, y)
     assert relative_error(found, gradients(expected.model)) <= 1e-12
+
+
+DIRECTIONS = {
+    "value": Every(2, Normal(2) + Feedback() + OwnValue()),
+    "scaled": Normal(2) + ScaledByRMS(OwnValue()),
+}
+
+
+@pytest.mark.parametrize("aggregator", [SumOfGuesses(), WhenLearning(ControlVariate())], ids=repr)
+@pytest.mark.parametrize("source", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_a_guess_that_is_a_direction_only_is_refused(source, aggregator):
+    with pytest.raises(ValueError, match="`tangents` should have guesses as long as the gradient"):
+        made(source, aggregator, 0)
+    made(source, ControlVariate(), 0)
+
+
+def test_a_direction_inside_of_homogeneous_guesses():
+    made(Normal(2) + Homogeneous(Feedback() + OwnValue()), SumOfGuesses(), 0)
+
+
+def test_tokens_are_refused_before_the_first_step():
+    perturb = Activations(credit="token", output="exact")
+    source = Every(2, Normal(3) + Feedback())
+    with pytest.raises(ValueError, match=r"`aggregator` should measure .* WhenLearning"):
+        ForwardGradient(nn.Linear(3, 3), LOSS, source, WhenLearning(Projection()), perturb)
 
 
 @pytest.mark.parametrize(("source", "learns"), [(RunningMean(), True), (Residual(), False)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -18,13 +19,15 @@ from multitangent import (
     OwnValue,
     SimulatedGradient,
 )
-from multitangent.aggregation import Projection, SumOfGuesses
+from multitangent.aggregation import Projection, SumOfGuesses, WhenLearning
 from multitangent.engine import ForwardMode
 from multitangent.tangents import Every, LocalLoss, LowRank, RunningMean, ScaledByRMS
 
 ACTIVATIONS = Activations(share="sample", output="exact")
 SOURCE = ScaledByRMS(Normal(2)) + Feedback(2) + OwnValue()
 ORDERED = Feedback(2), OwnValue(), ScaledByRMS(Normal(2))
+PLAIN = ScaledByRMS(Normal(2)) + Feedback(2)  # whose guesses may be used as they are
+MEASURING = [ControlVariate(), Projection()]
 
 
 def made():
@@ -39,23 +42,31 @@ def gradient_of(source, model, aggregator=None, perturb=ACTIVATIONS):
     return ForwardGradient(model, LOSS, source, aggregator or ControlVariate(), perturb, seed=3)
 
 
-@pytest.mark.parametrize("aggregator", [ControlVariate(), Projection(), SumOfGuesses()], ids=repr)
+@pytest.mark.parametrize("aggregator", [*MEASURING, SumOfGuesses()], ids=repr)
 def test_a_period_of_one_changes_nothing_but_the_order(aggregator):
     model, x, y = made()
-    ordered = Feedback(2) + OwnValue() + ScaledByRMS(Normal(2))
+    source, ordered = SOURCE, Feedback(2) + OwnValue() + ScaledByRMS(Normal(2))
+    if isinstance(aggregator, SumOfGuesses):
+        source, ordered = PLAIN, Feedback(2) + ScaledByRMS(Normal(2))
     arguments = aggregator, ACTIVATIONS
-    one = ForwardGradient, Every(1, SOURCE), *arguments, {"seed": 3}
+    one = ForwardGradient, Every(1, source), *arguments, {"seed": 3}
     other = ForwardGradient, ordered, *arguments, {"seed": 3}
     assert same_training(model, one, other, x, y)
 
 
-@pytest.mark.parametrize("aggregator", [ControlVariate(), Projection(), SumOfGuesses()], ids=repr)
 @pytest.mark.parametrize(
-    "source",
+    ("source", "aggregator"),
     [
-        Every(2, SOURCE),
-        LocalLoss() + Every(3, SOURCE),
-        Every(3, Normal(2) + RunningMean()) + OwnValue(),
+        *product(
+            [
+                Every(2, SOURCE),
+                LocalLoss() + Every(3, SOURCE),
+                Every(3, Normal(2) + RunningMean()) + OwnValue(),
+            ],
+            MEASURING,
+        ),
+        *product([Every(2, PLAIN), LocalLoss() + Every(3, PLAIN)], [SumOfGuesses()]),
+        (Every(3, Normal(2) + RunningMean()), WhenLearning(Projection())),
     ],
     ids=repr,
 )
@@ -89,7 +100,7 @@ def test_the_distance_grows_from_one_to_the_period():
 
 def test_between_nothing_is_pushed_if_guesses_are_taken_as_they_are(monkeypatch):
     model, x, y = made()
-    gradient = gradient_of(Every(2, SOURCE), model, SumOfGuesses())
+    gradient = gradient_of(Every(2, PLAIN), model, SumOfGuesses())
     calls = []
     push = ForwardMode.__call__
     monkeypatch.setattr(

@@ -135,13 +135,34 @@ def test_finite_differences_have_the_same_guesses():
     assert relative_error(*gradients) <= 1e-5
 
 
-def test_a_value_of_zero_has_a_guess_of_finite_length():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [0.0, 1e-2, 300.0])
+def test_small_and_large_values_in_any_precision(dtype, scale):
+    """The squares of large values overflow in half precision, and those of small ones vanish."""
     model, x, y = case("linear")
-    gradient = ForwardGradient(
-        model, LOSS, Normal(2) + Homogeneous(Feedback()), SumOfGuesses(), OWN
-    )
-    gradient(torch.zeros_like(x), y)
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    model = model.to(dtype)
+    gradient = ForwardGradient(model, LOSS, Homogeneous(Residual()), SumOfGuesses(), OWN)
+    gradient((scale * x).to(dtype), y)
+    found = along_weights(model)
+    model.zero_grad()
+    LOSS(model((scale * x).to(dtype)), y).backward()
+    precision = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found, along_weights(model), rtol=precision, atol=precision)
+
+
+def test_one_number_for_every_sample():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6, False), nn.ReLU(), nn.Linear(6, 1, False), nn.Flatten(0))
+    model = model.double()
+    x, y = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    loss = nn.MSELoss()
+    source = Normal(2) + Homogeneous(Feedback())
+    gradient = ForwardGradient(model, loss, source, SumOfGuesses(), OWN)
+    gradient(x, y)
+    found = along_weights(model)
+    model.zero_grad()
+    loss(model(x), y).backward()
+    torch.testing.assert_close(found, along_weights(model))
 
 
 def test_random_tangents_are_refused():

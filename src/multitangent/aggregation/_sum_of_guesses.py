@@ -14,9 +14,10 @@ from multitangent.aggregation._aggregator import Aggregator, Measured
 class SumOfGuesses(Aggregator):
     """``c = 1`` for a guess of the gradient, 0 for any other tangent.
 
-    The guesses are the gradient: their length is not measured, and nothing makes up for what they
-    miss. No directional derivative is needed, so that no tangent is pushed where nothing else, such
-    as a source that learns, asks for it. `Projection` and `ControlVariate` measure.
+    The guesses are the gradient, and those of one site add up. Their length is not measured, and
+    nothing makes up for what they miss. No directional derivative is needed, so that no tangent is
+    pushed where nothing else, such as a source that learns, asks for it. `Projection` and
+    `ControlVariate` measure.
 
     Raises:
         ValueError: When called, if there is no guess among the tangents.

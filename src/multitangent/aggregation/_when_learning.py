@@ -14,10 +14,12 @@ from multitangent.aggregation._sum_of_guesses import SumOfGuesses
 class WhenLearning(Aggregator):
     """Another aggregator in the steps in which the source learns, `SumOfGuesses` in the others.
 
-    Steps that learn push tangents anyway, so their directional derivatives cost nothing more. Early
-    in training, when guesses are poor, all steps learn, and what is measured makes up for what
-    guesses miss. The other steps push nothing. It goes with a source that learns in some steps
-    only, such as `Every`.
+    Steps that learn push tangents anyway, so their directional derivatives cost nothing more. It
+    goes with a source that learns in some steps only, such as `Every`: early in training all steps
+    learn, and what is measured makes up for what poor guesses miss. The other steps push nothing,
+    and `diagnostics` then has no directional derivatives. All guesses of a site add up there, so
+    each should be as long as the gradient. If any part of the source learns in every step, all
+    steps measure.
 
     Args:
         inner: The aggregator of the steps that learn.

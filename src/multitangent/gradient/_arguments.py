@@ -27,6 +27,26 @@ def check_kinds(tangents: object, aggregator: object) -> None:
             )
 
 
+def check_as_they_are(tangents: TangentSource, aggregator: Aggregator, *, has_tokens: bool) -> None:
+    """Raise where guesses would be taken as they are, and can not be."""
+    of_other_steps = aggregator.of_step(learns=False)
+    if of_other_steps.needs_derivatives:
+        return
+    if has_tokens:
+        raise ValueError(
+            "`aggregator` should measure for `Activations(credit='token')`: what a guess holds "
+            f"differs from token to token. Found {aggregator!r}, which takes guesses as they are. "
+            "Try `ControlVariate()`, `Projection()`, or `credit='sample'`."
+        )
+    for part in tangents.parts:
+        if all(part.guesses) and not part.has_length:
+            raise ValueError(
+                f"`tangents` should have guesses as long as the gradient for {aggregator!r}, which "
+                f"takes them as they are. Found {part!r}, which is a direction only. Try "
+                "`Homogeneous(Feedback())`, or `ControlVariate()`."
+            )
+
+
 def check_options(
     model: object,
     loss: object,

@@ -37,8 +37,6 @@ def combine(
     own mixture and its own call of the aggregator, since its tangents end at its position.
     """
     if not isinstance(dimension, int):
-        if not aggregator.needs_derivatives:
-            raise _not_measured(aggregator)
         return _stacked(
             [
                 combine(source, aggregator, gram[..., s, :, :], jvps[..., s], here, precision)
@@ -57,14 +55,6 @@ def combine(
     if mixing is not None:
         coefficients = _apply(mixing.mT, coefficients)
     return Combination(coefficients, gram, jvps)
-
-
-def _not_measured(aggregator: Aggregator) -> ValueError:
-    return ValueError(
-        "`aggregator` should measure for `Activations(credit='token')`: what a guess holds differs "
-        f"from token to token. Found {aggregator!r}, which takes guesses as they are. Try "
-        "`ControlVariate()`, `Projection()`, or `credit='sample'`."
-    )
 
 
 def _stacked(of_tokens: Sequence[Combination]) -> Combination:

@@ -18,6 +18,7 @@ from multitangent.dual import record_fallbacks
 from multitangent.engine import Engine, SplitError, Trial, run_few
 from multitangent.gradient._along import Line, line
 from multitangent.gradient._arguments import (
+    check_as_they_are,
     check_kinds,
     check_options,
     check_repeats,
@@ -76,6 +77,8 @@ class GradientEstimator(ABC):
         self.step = 0
         self._source = self.tangents.init()
         self._objective = objective_of(model, loss, self.perturb)
+        tokens = self._objective.has_tokens
+        check_as_they_are(self.tangents, self.aggregator, has_tokens=tokens)
         self._last_step: tuple[Combination, Tensor, set[str]] | None = None
         self._last_batch: tuple[Batch, Stream] | None = None
         self._sizes: dict[str, int] | None = None  # of what the last step perturbed

@@ -46,8 +46,17 @@ class PerSampleLoss:
         is_own = type(loss).__module__ == nn.CrossEntropyLoss.__module__
         if not is_own or not isinstance(loss, nn.Module):
             return False
+        everywhere = nn.modules.module
+        hooks = (
+            loss._forward_hooks,
+            loss._forward_pre_hooks,
+            everywhere._global_forward_hooks,
+            everywhere._global_forward_pre_hooks,
+        )
         takes_function = isinstance(loss, nn.TripletMarginWithDistanceLoss)
-        return not (takes_function or loss._forward_hooks or loss._forward_pre_hooks)
+        is_changed = "forward" in vars(loss) or loss._compiled_call_impl is not None
+        has_parts = next(loss.children(), None) is not None
+        return not (takes_function or is_changed or has_parts or any(hooks))
 
     @property
     def _stated(self) -> str:

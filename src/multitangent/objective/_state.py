@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections import deque
@@ -251,23 +252,19 @@ def _places(modules: Sequence[nn.Module]) -> Iterator[_Place]:
                 yield module.__dict__, name
 
 
-def _generators() -> tuple[Any, Any]:
+def _generators() -> tuple[Any, bytes | None]:
     """The states of Python's and NumPy's global random generators."""
     numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return random.getstate(), None
-    name, keys, *rest = numpy.random.get_state()
-    return random.getstate(), (name, keys.tobytes(), *rest)
+    of_numpy = None if numpy is None else pickle.dumps(numpy.random.get_state(legacy=False))
+    return random.getstate(), of_numpy
 
 
-def _set_generators(states: tuple[Any, Any] | None) -> None:
+def _set_generators(states: tuple[Any, bytes | None] | None) -> None:
     if states is None:
         return
     random.setstate(states[0])
     if states[1] is not None:
-        numpy = sys.modules["numpy"]
-        name, keys, *rest = states[1]
-        numpy.random.set_state((name, numpy.frombuffer(keys, numpy.uint32), *rest))
+        sys.modules["numpy"].random.set_state(pickle.loads(states[1]))
 
 
 def release(modules: Sequence[nn.Module]) -> None:

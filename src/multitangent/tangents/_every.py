@@ -13,7 +13,7 @@ from multitangent.tangents._observation import Needs, Observation
 from multitangent.tangents._request import Request
 from multitangent.tangents._source import TangentSource
 
-_GROWTH = 4  # the distance of two steps that learn grows by 1 in so many of the last distances
+_GROWTH = 4  # after so many times m steps, the distance between steps that learn grows by 1
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Every(TangentSource):
     all tangents, the next 4 m steps every second time, the next 4 m every third time, and so on up
     to every m-th step. The other steps learn nothing. They neither draw nor push random tangents,
     and they do not look at the model's responses. Such a step pushes the guesses only, or nothing
-    at all with `SumOfGuesses`.
+    at all with `WhenLearning` or `SumOfGuesses`.
 
     The guesses of the source come first among the tangents, wherever they stand in the source. Put
     `Every` last in a sum with other sources. Then the random tangents that most steps lack cost

@@ -22,24 +22,27 @@ class Homogeneous(TangentSource):
 
         ``<grad_h f, h> = <grad_z f, z>``,
 
-    with the same number at every site. It is known without a tangent. Here every sample's guess g
-    becomes ``g + h (<grad_z f, z> - <g, h>) / |h|^2``, which has that derivative along h.
+    with the same number at every site through which all paths go. It is known without a tangent.
+    Here every sample's guess g becomes ``g + h (<grad_z f, z> - <g, h>) / |h|^2``, which has that
+    derivative along h.
 
     Guesses that are used as they are miss parts of the gradient that have a mean. Where these push
     all activations outwards, nothing pulls them back, and training diverges at learning rates that
     suit the true gradient. `OwnValue` measures the derivative along h, which takes a tangent of its
     own. Here it costs a few products of vectors, and `SumOfGuesses` can do without any tangent.
 
-    It is exact for linear layers, convolutions, ReLU and pooling without biases, and close where
-    biases contribute little to the output. It is wrong behind batch and layer normalisation, which
-    have a derivative of zero along h.
+    It is exact where every path to the output goes through h, and only linear layers,
+    convolutions, ReLU and pooling without biases follow. With biases it is close only where they
+    contribute little to the output of that sample. A sample with a small h gets a long and wrong
+    guess, as happens in narrow layers. It is wrong in front of batch and layer normalisation, where
+    the derivative along h is zero.
 
     Args:
         inner: The source of the guesses.
 
     Raises:
-        ValueError: If `inner` has random tangents or changes their length afterwards, as
-            `Normalized` does; in a step, if it perturbs weights.
+        ValueError: If `inner` has random tangents, or mixes its guesses afterwards, as `Normalized`
+            does; in a step, if it perturbs weights.
 
     Examples:
         >>> from multitangent import Activations, Feedback, ForwardGradient, Normal
@@ -81,6 +84,10 @@ class Homogeneous(TangentSource):
             )
 
     @property
+    def has_length(self) -> bool:
+        return True  # whatever length the guess has along the value
+
+    @property
     def sources(self) -> tuple[TangentSource, ...]:
         return (self.inner,)
 
@@ -98,11 +105,15 @@ class Homogeneous(TangentSource):
                 "perturbs something else. Try `perturb='activations'`."
             )
         rows = self.inner.draw(request)
-        along = _products(error, output) - _products(rows.sum(0), value)
-        share = (along / _products(value, value).clamp(min=1e-30)).to(rows.dtype)
-        share = share.view(-1, *[1] * len(request.shape))
+        exact = torch.promote_types(rows.dtype, torch.float32)  # squares overflow in float16
+        value = value.detach().to(exact)
+        squares = _products(value, value)
+        along = _products(error.to(exact), output.to(exact)) - _products(
+            rows.sum(0, dtype=exact), value
+        )
+        share = torch.where(squares > 0, along / squares, 0.0).view(-1, *[1] * len(request.shape))
         row = min(request.site % self.num_tangents, len(rows) - 1)
-        corrected = torch.addcmul(rows[row], share, value.detach())
+        corrected = torch.addcmul(rows[row].to(exact), share, value).to(rows.dtype)
         if len(rows) == 1:
             return corrected.unsqueeze(0)
         others = rows.expand(-1, *corrected.shape).clone()
@@ -112,4 +123,4 @@ class Homogeneous(TangentSource):
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
     """The scalar product of every sample, ``[b]``."""
-    return torch.linalg.vecdot(a.detach().flatten(1), b.detach().flatten(1))
+    return torch.linalg.vecdot(a.detach().reshape(len(a), -1), b.detach().reshape(len(b), -1))

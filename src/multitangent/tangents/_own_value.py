@@ -35,6 +35,10 @@ class OwnValue(GuessSource):
 
     num_tangents: int = 1
 
+    @property
+    def has_length(self) -> bool:
+        return False
+
     def needs(self, step: int) -> Needs:
         return Needs.PRIMAL
 

@@ -102,6 +102,11 @@ class TangentSource(ABC):
             return tuple(guess for source in self.sources for guess in source.guesses)
         return (False,) * self.num_tangents
 
+    @property
+    def has_length(self) -> bool:
+        """Whether its guesses are as long as the gradient, rather than directions only."""
+        return all(source.has_length for source in self.sources)
+
     def needs(self, step: int) -> Needs:
         """What the source needs of one step.
 

@@ -70,8 +70,8 @@ class Settings:
     """With --credit token: the factor, from 0 to 1, by which a loss counts less for each position
     before its own."""
     learn_every: Suppress[int | None] = None
-    """m: guesses learn from random tangents in every m-th step, and the other steps use the guesses
-    only; by default 16 for fc, and 1 for other models."""
+    """m: guesses learn from random tangents in every step at first, and in the end in every m-th,
+    and the other steps use the guesses only; by default 16 for fc, and 1 for other models."""
     gain: Suppress[float | Literal["auto"]] = "auto"
     """Beside guesses: the share of what they miss that the random tangents bring back."""
     images: Suppress[int | None] = None

@@ -22,6 +22,7 @@ _NUM_TANGENTS, _NUM_TANGENTS_WITH_GUESSES, _NUM_TANGENTS_OF_DIRECT = 16, 8, 5
 _GPT_RATE = 0.0015  # of AdamW
 # The gradients nearest to backpropagation, see docs/guesses.md; other models have informed.
 _RECIPES: dict[str, dict[str, Any]] = {
+    "fc": {"gradient": "direct"},
     "resnet18": {"gradient": "feedback", "num_tangents": 3, "sites": ("stage2", "head")},
     "vit": {"gradient": "residual"},
     "gpt": {"gradient": "residual"},
@@ -45,9 +46,10 @@ class TrainConfig(RunSettings):
     gradient: ChosenName = "auto"
     """The gradient; single: the forward gradient of one tangent; informed, feedback, local,
     previous: some of the K tangents are guesses, and one is the value itself; direct: one of the K
-    tangents is a guess, used as it is in the steps that do not learn; residual: the error at the last site is the guess
-    for all of its shape, as it is; mezo: finite differences along one tangent of the weights; auto:
-    residual for vit and gpt, feedback of two sites for resnet18, informed for other models."""
+    tangents is a guess, used as it is in the steps that do not learn; residual: the error at the
+    last site is the guess for all of its shape, as it is; mezo: finite differences along one
+    tangent of the weights; auto: direct for fc, residual for vit and gpt, feedback of two sites for
+    resnet18, informed for other models."""
     learning_rate: float | Literal["auto"] | None = None
     """By default one that is known to suit, and for optimizers other than SGD that of torch; auto:
     set by the curvature along the steps."""
@@ -82,7 +84,9 @@ class TrainConfig(RunSettings):
             names = ("tangents", "perturb", "sites", "share", "output", "gain")
             config = replace(config, **{name: getattr(_DEFAULTS, name) for name in names})
         if config.gradient in ("backpropagation", "mezo"):
-            config = replace(config, simulated=False, differences=False)
+            config = replace(config, simulated=False)
+        if config.gradient in ("backpropagation", "mezo", "residual"):
+            config = replace(config, differences=False)
         if config.gradient in ("backpropagation", "mezo", "residual"):  # no activations measured
             config = replace(config, credit=_DEFAULTS.credit, discount=_DEFAULTS.discount)
         if config.gradient == "mezo":
@@ -150,7 +154,7 @@ class TrainConfig(RunSettings):
 
     @property
     def _period(self) -> int:
-        """The number of steps from one in which guesses learn to the next."""
+        """The number of steps from one in which guesses learn to the next, in the end."""
         return self.learn_every or (_PERIOD_OF_FC if self.model == "fc" else 1)
 
     def _known_rate(self) -> float | None:
@@ -175,7 +179,7 @@ class TrainConfig(RunSettings):
         if self.num_tangents is not None and self.num_tangents < needed:
             raise ConfigError(
                 f"`num_tangents` should be at least {needed} for the gradient {self.gradient}: "
-                f"guesses, the value itself, and others at random. Found {self.num_tangents}. Try "
+                f"guesses and others at random. Found {self.num_tangents}. Try "
                 f"--num-tangents {self._usual_num_tangents}, or projection in its place."
             )
         if self.gradient in ("feedback", "direct") and self.dataset == "text":
@@ -226,7 +230,7 @@ class CompareConfig(RunSettings):
 
     Examples:
         >>> [run.label for run in CompareConfig(width=64).runs()]
-        ['backpropagation', 'single', 'mean-16', 'projection-16', 'informed-8']
+        ['backpropagation', 'single', 'mean-16', 'projection-16', 'direct-5']
     """
 
     gradients: tuple[ChosenName, ...] = (

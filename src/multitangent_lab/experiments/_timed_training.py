@@ -39,7 +39,7 @@ class TimedTraining(Cell):
         context: Tokens of a sample of text.
         embedding: Width of a token in `"gpt"`.
         blocks: Blocks of `"gpt"`.
-        learn_every: The number of steps from one in which guesses learn to the next.
+        learn_every: The number of steps from one in which guesses learn to the next, in the end.
         sites: The modules whose outputs are perturbed; the network's parts for `None`.
         share: Whether the samples of a batch share their tangents; as suits the gradient for
             `None`.

@@ -35,7 +35,7 @@ class Training(Cell):
         hidden_layers: Of `"fc"`.
         images: Training images used, and a quarter as many to validate; all for `None`.
         recalibrate: Whether batch normalisation takes its statistics anew before validation.
-        learn_every: The number of steps from one in which guesses learn to the next.
+        learn_every: The number of steps from one in which guesses learn to the next, in the end.
         sites: The modules whose outputs are perturbed; the network's parts for `None`.
     """
 

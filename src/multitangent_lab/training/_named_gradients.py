@@ -165,11 +165,11 @@ def _learning(
 
 def _is_homogeneous(model: nn.Module) -> bool:
     """Whether the output is as many times as large as any activation, but for biases."""
-    parts = [module for module in model.modules() if not isinstance(module, nn.Sequential)]
-    return all(isinstance(part, _HOMOGENEOUS) for part in parts)
+    return all(type(module) in _HOMOGENEOUS for module in model.modules())
 
 
 _HOMOGENEOUS = (
+    nn.Sequential,
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,

@@ -67,7 +67,7 @@ def test_cosines_grow_with_the_number_of_tangents(tmp_path):
 def test_guesses_beside_random_tangents_of_equal_time(tmp_path):
     config = BenchConfig(measure="guesses", counts=(1, 4), out=tmp_path / "g.json", **SMALL)
     table = run_bench(config, json=True)["rows"]
-    assert [row["gradient"] for row in table if row["is_default"]] == ["informed"]
+    assert [row["gradient"] for row in table if row["is_default"]] == ["direct"]
     rows = {row["gradient"]: row for row in table if not row["is_default"]}
     assert (tmp_path / "g.csv").read_text().startswith("gradient,num_tangents,learn_every,flops,")
     assert rows["backpropagation"]["ratio_to_backpropagation"] == 1

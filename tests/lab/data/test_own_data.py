@@ -37,7 +37,11 @@ class Endless(IterableDataset[Any]):
         return iter([PAIR])
 
 
-@pytest.mark.parametrize("part", [PAIR, list(PAIR), TensorDataset(*PAIR), Items()], ids=str)
+@pytest.mark.parametrize(
+    "part",
+    [PAIR, list(PAIR), TensorDataset(*PAIR), Items()],
+    ids=lambda part: type(part).__name__,
+)
 def test_parts(part: Any) -> None:
     for returned in (
         (part, part, part, LOSS),

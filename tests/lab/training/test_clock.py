@@ -174,18 +174,20 @@ def test_a_run_that_is_killed_after_it_stopped_does_not_train_on(tmp_path: Path)
 
 
 def test_stored_names_stay() -> None:
-    always = TrainConfig(learn_every=1)
+    always = TrainConfig(gradient="informed", learn_every=1)
     hashes = always.resolved().hash, replace(SMALL, width=64, epochs=200).resolved().hash
     assert hashes == HASHES
-    assert str(CompareConfig(learn_every=1).resolved().run_dir) == FOLDER
+    comparison = CompareConfig(gradients=FIVE, learn_every=1)
+    assert str(comparison.resolved().run_dir) == FOLDER
     for changed in ({"until_loss": 0.5}, {"evaluate_every": 3}):
         assert replace(always, **changed).resolved().hash != HASHES[0]
-        assert str(replace(CompareConfig(learn_every=1), **changed).resolved().run_dir) != FOLDER
-    until = CompareConfig(until_backpropagation=True, learn_every=1).resolved().run_dir
+        assert str(replace(comparison, **changed).resolved().run_dir) != FOLDER
+    until = replace(comparison, until_backpropagation=True).resolved().run_dir
     assert str(until) != FOLDER
 
 
 HASHES = ("2f7ae1ab82c7", "22711fcfe3db")
+FIVE = ("backpropagation", "single", "mean", "projection", "informed")
 FOLDER = "runs/compare-digits-0ce6036027e2"
 
 

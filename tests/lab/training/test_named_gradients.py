@@ -29,7 +29,7 @@ def test_guesses_of_a_fully_connected_network_learn_in_some_steps() -> None:
     gradient = built("fc")
     assert isinstance(gradient.tangents, Every)
     assert gradient.tangents.period == 16
-    assert any(isinstance(part, Feedback) for part in gradient.tangents.parts)
+    assert any(isinstance(part, Homogeneous) for part in gradient.tangents.parts)
 
 
 def test_resnet18_is_guessed_for_at_one_place() -> None:

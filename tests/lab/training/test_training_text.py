@@ -200,10 +200,11 @@ def test_settings_that_do_not_fit(name: str) -> None:
 
 def test_hashes_of_before_are_kept() -> None:
     """Stored runs and searches are found again."""
-    assert TrainConfig(learn_every=1).resolved().hash == "2f7ae1ab82c7"
-    assert (
-        str(CompareConfig(learn_every=1).resolved().run_dir) == "runs/compare-digits-0ce6036027e2"
-    )
+    informed = TrainConfig(gradient="informed", learn_every=1)
+    assert informed.resolved().hash == "2f7ae1ab82c7"
+    five = ("backpropagation", "single", "mean", "projection", "informed")
+    comparison = CompareConfig(gradients=five, learn_every=1).resolved()
+    assert str(comparison.run_dir) == "runs/compare-digits-0ce6036027e2"
     assert SearchConfig().hash == "047db84fc92e"
     search = SearchConfig(model="vit", dataset="cifar10", gradient="mean", sampler="grid")
     assert search.hash == "78292d3baeef"

@@ -68,7 +68,20 @@ STUDIES: Mapping[str, Study] = {
         {"epochs": 5},
     ),
     "two-layers-every-16": Study(
-        "fc", "mnist", {("feedback", 4): (0.1, 0.2, 0.4)}, {"epochs": 5, "learn_every": 16}
+        "fc",
+        "mnist",
+        {("feedback", 4): (0.1, 0.2, 0.4), ("direct", 5): (0.1, 0.2, 0.4)},
+        {"epochs": 5, "learn_every": 16},
+    ),
+    "three-layers-every-16": Study(
+        "fc",
+        "mnist",
+        {
+            ("backpropagation", 1): (0.1, 0.2, 0.4),
+            ("feedback", 5): (0.1, 0.2, 0.4),
+            ("direct", 5): (0.1, 0.2, 0.4),
+        },
+        {"epochs": 5, "hidden_layers": 3, "learn_every": 16},
     ),
     "eight-layers": Study(
         "fc",
