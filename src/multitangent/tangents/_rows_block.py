@@ -35,7 +35,13 @@ class RowsBlock(Block):
         return self._padded(self.rows())
 
     def gram(self) -> Tensor:
-        return torch.cat([gram_of(self._padded(rows)) for _, rows in self.pieces()])
+        return torch.cat([self._padded_gram(rows) for _, rows in self.pieces()])
+
+    def _padded_gram(self, tangents: Tensor) -> Tensor:
+        """The Gram matrices of tangents ``[at most K, 1 or b, *shape]`` as ``[1 or b, K, K]``."""
+        gram = gram_of(_flat(tangents).transpose(0, 1))
+        missing = self.num_tangents - len(tangents)
+        return F.pad(gram, (0, missing, 0, missing)) if missing else gram
 
     def apply(self, gradient: Tensor) -> Tensor:
         rows, flat = self.flat_rows().to(gradient.dtype), gradient.reshape(len(gradient), -1)
