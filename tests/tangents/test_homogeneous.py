@@ -64,18 +64,26 @@ def along_weights(model):
     return torch.stack([(weight.grad * weight).sum() for weight in weights])
 
 
+def assert_exact_along_weights(gradient, x, y, **tolerance):
+    model = gradient.model
+    model.zero_grad()
+    gradient(x, y)
+    found = along_weights(model)
+    model.zero_grad()
+    gradient.loss(model(x), y).backward()
+    torch.testing.assert_close(found, along_weights(model), **tolerance)
+
+
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 @pytest.mark.parametrize("name", MODELS)
 def test_without_biases_the_derivative_by_the_scale_of_every_weight_is_exact(name, source):
     model, x, y = case(name)
     gradient = ForwardGradient(model, LOSS, source, SumOfGuesses(), OWN)
-    for _ in range(5):  # in which the others learn, and learn nothing
-        model.zero_grad()
+    for _ in range(4):
         gradient(x, y)
-    found = along_weights(model)
-    model.zero_grad()
-    LOSS(model(x), y).backward()
-    torch.testing.assert_close(found, along_weights(model))
+    assert_exact_along_weights(gradient, x, y)
+    gradient.step = 13  # `Every` does not learn
+    assert_exact_along_weights(gradient, x, y)
 
 
 def test_every_sample_has_the_derivative_of_its_own_output_along_its_value():
@@ -142,12 +150,8 @@ def test_small_and_large_values_in_any_precision(dtype, scale):
     model, x, y = case("linear")
     model = model.to(dtype)
     gradient = ForwardGradient(model, LOSS, Homogeneous(Residual()), SumOfGuesses(), OWN)
-    gradient((scale * x).to(dtype), y)
-    found = along_weights(model)
-    model.zero_grad()
-    LOSS(model((scale * x).to(dtype)), y).backward()
     precision = 8 * torch.finfo(dtype).eps
-    torch.testing.assert_close(found, along_weights(model), rtol=precision, atol=precision)
+    assert_exact_along_weights(gradient, (scale * x).to(dtype), y, rtol=precision, atol=precision)
 
 
 def test_one_number_for_every_sample():
@@ -158,11 +162,7 @@ def test_one_number_for_every_sample():
     loss = nn.MSELoss()
     source = Normal(2) + Homogeneous(Feedback())
     gradient = ForwardGradient(model, loss, source, SumOfGuesses(), OWN)
-    gradient(x, y)
-    found = along_weights(model)
-    model.zero_grad()
-    loss(model(x), y).backward()
-    torch.testing.assert_close(found, along_weights(model))
+    assert_exact_along_weights(gradient, x, y)
 
 
 def test_random_tangents_are_refused():

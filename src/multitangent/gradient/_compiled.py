@@ -18,7 +18,7 @@ from multitangent.gradient._coefficients import Combination
 from multitangent.gradient._learned import (
     has_tensors_only,
     kind_of_step,
-    learn,
+    learned_state,
     structure,
     with_state,
 )
@@ -131,8 +131,7 @@ class CompiledStep:
         state = self._state(remaining)
         with deferred_checks() as conditions, with_state(self._problem.source, state):
             result = self._step_on(stand_ins, batch, ReplayedStream(stream, list(remaining)))
-            learn(self._problem.source, result)
-            learned = tensors_of(self._problem.source.state_dict())
+            learned = tensors_of(learned_state(self._problem.source, result))
         holds = torch.stack([condition.reshape(()) for condition in conditions]).all()
         gradients: Mapping[Any, Tensor] = result.gradients
         self._used = [name for name in self._parameters if stand_ins[name] in gradients]
@@ -209,8 +208,7 @@ def _changing(
         objective.release()
         changed = before.differing(objective.saved_state(), 0.0)
     with with_state(problem.source, problem.source.state_dict()):
-        learn(problem.source, result)
-        learned = problem.source.state_dict()
+        learned = learned_state(problem.source, result)
     return [name for name in changed if name not in buffers], learned
 
 
@@ -245,8 +243,7 @@ def _outcome(
         if not set(result.gradients) <= set(model.parameters()):
             raise ValueError("parameters outside of the model")
         gradients = [result.gradients[p] for p in model.parameters() if p in result.gradients]
-        learn(source, result)
-        state = tensors_of(source.state_dict())
+        state = tensors_of(learned_state(source, result))
         return [result.losses, *gradients, *[b.clone() for b in model.buffers()], *state]
 
 

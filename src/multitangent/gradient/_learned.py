@@ -21,6 +21,12 @@ def learn(source: TangentSource, result: Step) -> None:
         source.update(observation)
 
 
+def learned_state(source: TangentSource, result: Step) -> Mapping[str, Any]:
+    """The state of a source after it was updated."""
+    learn(source, result)
+    return source.state_dict()
+
+
 def kind_of_step(source: TangentSource, step: int) -> tuple[Any, ...]:
     """What a source and all that it is made of need of a step; steps of one kind agree in it.
 

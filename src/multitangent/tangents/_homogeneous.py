@@ -108,10 +108,9 @@ class Homogeneous(TangentSource):
         exact = torch.promote_types(rows.dtype, torch.float32)  # squares overflow in float16
         value = value.detach().to(exact)
         squares = _products(value, value)
-        along = _products(error.to(exact), output.to(exact)) - _products(
-            rows.sum(0, dtype=exact), value
-        )
-        share = torch.where(squares > 0, along / squares, 0.0).view(-1, *[1] * len(request.shape))
+        known = _products(error.to(exact), output.to(exact))
+        missing = known - _products(rows.sum(0, dtype=exact), value)
+        share = torch.where(squares > 0, missing / squares, 0.0).view(-1, *[1] * len(request.shape))
         row = min(request.site % self.num_tangents, len(rows) - 1)
         corrected = torch.addcmul(rows[row].to(exact), share, value).to(rows.dtype)
         if len(rows) == 1:
