@@ -37,6 +37,8 @@ class ReproduceConfig:
         ('fig3', 'fig4', 'fig5', 'fig6', 'table1')
         >>> ReproduceConfig("fig6", quick=True).folder("fig6").as_posix()
         'results/paper/fig6-quick'
+        >>> ReproduceConfig("table1", epochs=2).folder("table1").as_posix()
+        'results/paper/table1-after-2-epochs'
         >>> ReproduceConfig("guesses").folder("guesses").as_posix()
         'results/studies/guesses'
     """
@@ -76,17 +78,26 @@ class ReproduceConfig:
     --quick and for time-to-accuracy."""
     simulated: bool = False
     """Networks: directional derivatives from backpropagation, not the real forward mode."""
+    epochs: int | None = None
+    """Networks: train one seed of each for at most so many epochs, as a result of its own; by
+    default three seeds for up to 200 epochs, as the paper does."""
     data_dir: Path | None = None
     """Folder of the data; by default $MULTITANGENT_DATA, else the user's cache folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks are trained; auto: on the GPU if there is one."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {"workers": 1})
-        if self.simulated and self.figure not in NETWORKS:
+        check_fields(self, {"workers": 1, "epochs": 1})
+        for name in ("simulated", "epochs"):
+            if getattr(self, name) and self.figure not in NETWORKS:
+                raise ConfigError(
+                    f"`{name}` should go with {' or '.join(NETWORKS)}, whose networks it concerns. "
+                    f"Found {self.figure}. Try fig6."
+                )
+        if self.quick and self.epochs:
             raise ConfigError(
-                f"`simulated` should go with {' or '.join(NETWORKS)}, whose networks it concerns. "
-                f"Found {self.figure}. Try fig6."
+                "`epochs` should go without `quick`, whose small networks have a number of epochs "
+                f"of their own. Found {self.epochs}. Try one of the two."
             )
         if self.quick and self.figure not in _WITH_QUICK:
             raise ConfigError(
@@ -102,5 +113,7 @@ class ReproduceConfig:
     def folder(self, figure: str) -> Path:
         """Where the results of one experiment are."""
         kinds = [kind for kind in ("simulated", "quick") if getattr(self, kind)]
+        if self.epochs is not None:
+            kinds.append(f"after-{self.epochs}-epoch{'s' if self.epochs > 1 else ''}")
         home = Path("results", "studies" if figure in STUDIES else "paper")
         return (home if self.out is None else self.out) / "-".join([figure, *kinds])

@@ -24,7 +24,7 @@ from multitangent_lab._provenance import provenance
 from multitangent_lab.config import NETWORKS, STUDIES, ReproduceConfig
 from multitangent_lab.experiments._experiment import Claim
 from multitangent_lab.experiments._store import Store
-from multitangent_lab.experiments._workers import experiment_of, run_cells
+from multitangent_lab.experiments._workers import cells_of, experiment_of, run_cells
 from multitangent_lab.training import ConfigError
 
 
@@ -36,8 +36,7 @@ def run_reproduce(config: ReproduceConfig, *, json: bool) -> dict[str, Any]:
     for figure in config.figures:
         _check_folder(config.folder(figure))
         with _progress() as progress:
-            cells = experiment_of(figure).cells(config.quick, config.simulated)
-            task = progress.add_task(figure, total=len(cells))
+            task = progress.add_task(figure, total=len(cells_of(config, figure)))
             before = len(Store(config.folder(figure)).records())
             run_cells(config, figure, deadline, partial(_show, progress, task))
         found.append(finish(config, figure))
@@ -62,7 +61,7 @@ def finish(config: ReproduceConfig, figure: str) -> dict[str, Any]:
     """Writes the table, the pictures and the comparison with the paper, of what has been run."""
     folder, experiment = config.folder(figure), experiment_of(figure)
     store = Store(folder)
-    cells = [*experiment.cells(config.quick, config.simulated), *experiment.further(store)]
+    cells = [*cells_of(config, figure), *experiment.further(store)]
     cells = list({cell.key: cell for cell in cells}.values())
     records = store.records()
     ended = [records[cell.key] for cell in cells if cell.key in records]
@@ -75,6 +74,8 @@ def finish(config: ReproduceConfig, figure: str) -> dict[str, Any]:
         "seconds": round(sum(record["seconds"] for record in ended), 1),
         "claims": [],
     }
+    if config.epochs is not None:
+        summary["epochs"] = config.epochs
     if ended:
         rows = [row for record in ended for row in record["rows"]]
         write_csv(folder / f"{figure}.csv", rows)
@@ -104,13 +105,25 @@ def _says(path: Path, summary: dict[str, Any]) -> bool:
 
 _MACHINE = ("torch", "python", "processor", "gpu", "threads")
 _SMALL = "The small version says nothing about the paper: all verdicts stay open."
+_SHORT = (
+    "Every network was trained for at most {epochs} {word}, with one seed; the paper trains for up "
+    "to 200 epochs. A verdict says whether the statement holds that early."
+)
 _WORDS = {True: "yes", False: "**no**", None: "open"}
+
+
+def _note(summary: dict[str, Any]) -> str:
+    """What a verdict does not say, if the experiment is a smaller one than the paper's."""
+    if summary["quick"]:
+        return _SMALL
+    epochs = summary.get("epochs")
+    return _SHORT.format(epochs=epochs, word="epoch" if epochs == 1 else "epochs") if epochs else ""
 
 
 def _markdown(title: str, claims: list[Claim], summary: dict[str, Any]) -> str:
     lines = [f"# {title}", "", f"{summary['cells_run']} of {summary['cells']} cells have been run."]
-    if summary["quick"]:
-        lines += ["", _SMALL]
+    if note := _note(summary):
+        lines += ["", note]
     said = [claim for claim in claims if claim.section]
     beyond = [claim for claim in claims if not claim.section]
     lines += ["", "| section | the paper says | measured here | agrees |", "| --- " * 4 + "|"]
@@ -140,8 +153,8 @@ def _print(summary: dict[str, Any]) -> None:
     print(f"{summary['figure']}: {summary['cells_run']} of {summary['cells']} cells run{hint}")
     if stored := summary["cells_stored"]:
         print(f"  {stored} of them are stored results of earlier runs")
-    if summary["quick"]:
-        print(f"  {_SMALL}")
+    if note := _note(summary):
+        print(f"  {note}")
     for claim in summary["claims"]:
         print(f"  [{_WORDS[claim['agrees']].strip('*')}] {claim['statement']}: {claim['evidence']}")
     print(f"  {summary['folder']}")

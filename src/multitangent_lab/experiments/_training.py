@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -83,6 +83,11 @@ MOST_TELLING: Sequence[tuple[GradientName, int]] = (
     ("projection", 2),
     ("mean", 2),
 )
+
+
+def shortened(cells: Sequence[Any], epochs: int) -> list[Training]:
+    """The first seed of every network, trained for so many epochs at most."""
+    return [replace(cell, epochs=epochs) for cell in cells if cell.seed == 0]
 
 
 def run(cell: Training, context: Context) -> list[Row]:

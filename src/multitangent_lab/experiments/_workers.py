@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from math import inf
@@ -16,6 +16,7 @@ from multitangent_lab._allocator import keep_freed_memory
 from multitangent_lab.config import NETWORKS, STUDIES, ReproduceConfig
 from multitangent_lab.experiments._experiment import Context, Experiment
 from multitangent_lab.experiments._store import Cell, OutOfTimeError, Row, Store
+from multitangent_lab.experiments._training import shortened
 from multitangent_lab.training import ConfigError
 
 
@@ -29,6 +30,12 @@ def experiment_of(name: str) -> Experiment:
 
 _FILES = {name: name.replace("-", "_") for name in STUDIES} | {"guesses-full": "guesses"}
 _VALUES = {"guesses-full": "FULL"}
+
+
+def cells_of(config: ReproduceConfig, figure: str) -> Sequence[Cell]:
+    """The cells of an experiment that are known from the start, the most wanted first."""
+    cells = experiment_of(figure).cells(config.quick, config.simulated)
+    return cells if config.epochs is None else shortened(cells, config.epochs)
 
 
 def run_cells(
@@ -93,8 +100,7 @@ def _work(
     if _on_cpu(config, figure):
         torch.set_num_threads(1)  # small tensors; and sums do not depend on the machine's cores
         keep_freed_memory()
-    experiment = experiment_of(figure)
-    cells = experiment.cells(config.quick, config.simulated)
+    experiment, cells = experiment_of(figure), cells_of(config, figure)
     store = Store(config.folder(figure))
     context = Context(store, config.data_dir, config.device, late)
 

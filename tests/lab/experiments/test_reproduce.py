@@ -22,6 +22,7 @@ from multitangent_lab.experiments._experiment import Context
 from multitangent_lab.experiments._published_rates import published_rate
 from multitangent_lab.experiments._store import Store
 from multitangent_lab.experiments._training import mean_test_errors, results, run, training
+from multitangent_lab.experiments._workers import cells_of
 from multitangent_lab.experiments.paper import fig3, fig4, fig5, fig6, table1
 from multitangent_lab.training import ConfigError
 
@@ -222,9 +223,23 @@ def test_table_1_says_what_was_not_run(tmp_path, monkeypatch):
         store.obtain(cell, lambda cell, e=error: network_rows([e], seed=cell.seed, diverged=e > 25))
     found = finish(ReproduceConfig("table1", out=tmp_path), "table1")
     table = (tmp_path / "table1" / "table1.md").read_text().splitlines()
-    assert table[5].split("|")[4].strip() == "25.00 (2, 1 diverged), 2.39"
+    assert "after at most 200 epochs" in table[0]
+    assert table[6].split("|")[4].strip() == "25.00 (2, 1 diverged), 2.39"
     assert sum(line.count("not run") for line in table) == 4 * 8 - 1
     assert found["claims"] and all(claim["agrees"] is None for claim in found["claims"])
+
+
+def test_a_budget_of_epochs_makes_a_table_of_its_own(tmp_path):
+    config = ReproduceConfig("table1", epochs=2, out=tmp_path)
+    cells = cells_of(config, "table1")
+    assert len(cells) == 4 * 8
+    assert {(cell.seed, cell.epochs) for cell in cells} == {(0, 2)}
+    store = Store(tmp_path / "table1-after-2-epochs")
+    store.obtain(cells[0], lambda cell: network_rows([24], epochs=2))
+    found = finish(config, "table1")
+    assert (found["cells"], found["cells_run"]) == (32, 1)
+    assert "after at most 2 epochs" in (tmp_path / "table1-after-2-epochs" / "table1.md").read_text()
+    assert "trained for at most 2 epochs" in (tmp_path / "table1-after-2-epochs" / "claims.md").read_text()
 
 
 def verdicts(claims):
@@ -369,6 +384,9 @@ def test_two_processes_share_a_figure(tmp_path):
     [
         ({"figure": "fig7"}, "`figure` should be one of .* Found 'fig7'"),
         ({"figure": "fig3", "simulated": True}, "`simulated` should go with fig6 or table1"),
+        ({"figure": "fig3", "epochs": 1}, "`epochs` should go with fig6 or table1"),
+        ({"figure": "fig6", "epochs": 0}, "`epochs` should be at least 1. Found 0"),
+        ({"figure": "fig6", "epochs": 1, "quick": True}, "`epochs` should go without `quick`"),
         ({"workers": 0}, "`workers` should be at least 1. Found 0. Try 1"),
         ({"budget_minutes": -1.0}, "`budget_minutes` should be positive"),
     ],

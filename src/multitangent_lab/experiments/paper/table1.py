@@ -70,9 +70,11 @@ def draw(rows: list[Row], folder: Path) -> None:
     simulated = any(row["simulated"] for row in rows)
     how = "simulated with backpropagation" if simulated else "in real forward mode"
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    epochs = max(row["epochs"] for row in rows)
     intro = (
-        f"Test error in %, {how}, at the epoch of the best validation loss; mean over as many "
-        "seeds as the\nbrackets say. The paper gives the best test error.\n\n"
+        f"Test error in %, {how}, after at most {epochs} epoch{'s' if epochs > 1 else ''}, at the "
+        "one of\nthe best validation loss; mean over as many seeds as the brackets say. The paper "
+        "gives the best\ntest error within 200 epochs.\n\n"
     )
     write_text(folder / "table1.md", intro + text + "\n")
 
