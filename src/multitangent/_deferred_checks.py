@@ -24,6 +24,16 @@ def check(condition: Tensor) -> bool:
     return True
 
 
+def are_finite(*values: Tensor) -> bool:
+    """Whether all values are finite. A finite sum shows that they are."""
+    total, *others = [value.sum() for value in values]
+    for other in others:
+        total = total + other
+    if check(total - total == 0):
+        return True
+    return all(bool(value.isfinite().all()) for value in values)  # their sum may overflow
+
+
 def tracing() -> bool:
     """Whether a step is being traced."""
     return _collected.conditions is not None

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multitangent._deferred_checks import check
+from multitangent._deferred_checks import are_finite
 from multitangent._errors import NonFiniteError
 
 
@@ -116,7 +116,7 @@ class Aggregator(ABC):
             precision=torch.finfo(jvps.dtype).eps if precision is None else precision,
             guesses=flags,
         )
-        if not _are_finite(measured.gram, *[measured.jvps] * self.needs_derivatives):
+        if not are_finite(measured.gram, *[measured.jvps] * self.needs_derivatives):
             raise _not_finite(gram, jvps)
         coefficients = self.coefficients(measured)
         self._check_result(coefficients, measured)
@@ -130,7 +130,7 @@ class Aggregator(ABC):
                 f"`coefficients` of {self!r} should return a tensor of the shape "
                 f"{list(measured.jvps.shape)}, that of `measured.jvps`. Found {shape}."
             )
-        if not _are_finite(coefficients):
+        if not are_finite(coefficients):
             raise NonFiniteError(
                 f"`coefficients` of {self!r} should be finite. Found values that are infinite or "
                 "not a number, for a Gram matrix and directional derivatives that are finite. Try "
@@ -178,16 +178,6 @@ def _check_shapes(gram: Tensor, jvps: Tensor) -> None:
             "`gram` should have the shape [K, K] or [B, K, K] and `jvps` [K] or [K, B], of the "
             f"same tangents and samples. Found {list(gram.shape)} and {list(jvps.shape)}."
         )
-
-
-def _are_finite(*values: Tensor) -> bool:
-    """Whether all values are finite. A finite sum shows that they are."""
-    total, *others = [value.sum() for value in values]
-    for other in others:
-        total = total + other
-    if check(total - total == 0):
-        return True
-    return all(bool(value.isfinite().all()) for value in values)  # their sum may overflow
 
 
 def _not_finite(gram: Tensor, jvps: Tensor) -> NonFiniteError:

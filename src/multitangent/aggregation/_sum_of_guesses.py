@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +31,14 @@ class SumOfGuesses(Aggregator):
     needs_derivatives = False
 
     def coefficients(self, measured: Measured) -> Tensor:
-        if not any(measured.guesses):
+        return self.of_guesses(measured.guesses, measured.jvps.movedim(-1, 0)).movedim(0, -1)
+
+    def of_guesses(self, guesses: Sequence[bool], jvps: Tensor) -> Tensor:
+        """The coefficients in float64, of the shape of `jvps`, whose values do not count."""
+        if not any(guesses):
             raise ValueError(
                 "`tangents` should have guesses of the gradient among them for `SumOfGuesses`. "
                 "Found none. Try `Residual()`, or another aggregator."
             )
-        ones = torch.tensor(measured.guesses).to(measured.jvps)
-        return ones.expand_as(measured.jvps).clone()
+        ones = torch.tensor(guesses, dtype=torch.float64, device=jvps.device)
+        return ones.view(-1, *[1] * (jvps.ndim - 1)).expand_as(jvps)

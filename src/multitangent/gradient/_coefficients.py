@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from multitangent.aggregation import Aggregator, rows_times
-from multitangent.tangents import TangentSource
+from multitangent._deferred_checks import are_finite
+from multitangent._errors import NonFiniteError
+from multitangent.aggregation import Aggregator, SumOfGuesses, rows_times
+from multitangent.tangents import Tangents, TangentSource
 
 
 class Combination(NamedTuple):
@@ -55,6 +58,28 @@ def combine(
     if mixing is not None:
         coefficients = _apply(mixing.mT, coefficients)
     return Combination(coefficients, gram, jvps)
+
+
+def sum_of_guesses(tangents: Tangents, jvps: Tensor) -> tuple[Combination, dict[str, Tensor]]:
+    """The combination in which every guess counts once, and the gradients that it gives.
+
+    No Gram matrix is computed: in its place there is "not a number".
+
+    Raises:
+        ValueError: If there is no guess, or a guess is not finite.
+    """
+    guesses = tangents.source.guesses
+    coefficients = SumOfGuesses().of_guesses(guesses, jvps)
+    gradients = tangents.total([k for k, guess in enumerate(guesses) if guess], jvps.shape[1:])
+    if not are_finite(*gradients.values()):
+        name = next(n for n, gradient in gradients.items() if not gradient.isfinite().all())
+        raise NonFiniteError(
+            f"The guesses of the gradient should be finite. Found values at {name!r} that are "
+            "infinite or not a number. Try a lower learning rate, or look for the layer whose "
+            "output is not finite."
+        )
+    unknown = coefficients.new_full((len(guesses), len(guesses)), math.nan)
+    return Combination(coefficients, unknown, jvps), gradients
 
 
 def _stacked(of_tokens: Sequence[Combination]) -> Combination:

@@ -14,6 +14,8 @@ from multitangent.gradient._coefficients import Combination
 class Diagnostics:
     """What the last step measured, of the tangents as the aggregator saw them.
 
+    A step that takes guesses as they are measures nothing: its numbers are not numbers.
+
     Attributes:
         jvps: Directional derivatives: ``[K]`` of the batch's loss, ``[K, B]`` of the samples'
             losses, or ``[K, B, T]`` of the tokens' losses.
@@ -32,6 +34,8 @@ class Diagnostics:
     @property
     def condition(self) -> Tensor:
         """Condition number of the Gram matrix, of the shape of `gram` but for ``K, K``."""
+        if self.gram.isnan().any():  # nothing was measured
+            return self.gram.new_full(self.gram.shape[:-2], torch.nan)
         values = torch.linalg.eigvalsh(self.gram).clamp(min=0)
         return values[..., -1] / values[..., 0]
 

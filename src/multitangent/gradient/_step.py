@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multitangent.aggregation import Aggregator
+from multitangent.aggregation import Aggregator, SumOfGuesses
 from multitangent.engine import Engine, NoDerivatives, precision_of
-from multitangent.gradient._coefficients import Combination, combine
+from multitangent.gradient._coefficients import Combination, combine, sum_of_guesses
 from multitangent.objective import Batch
 from multitangent.perturbation import Run, discount_of
 from multitangent.tangents import (
@@ -59,21 +59,25 @@ def step(problem: Problem, batch: Batch, stream: Stream) -> Step:
     engine = problem.engine_of_step(aggregator, tangents)
     losses, jvps, output_tangents = engine(run, tangents)
     with _full_precision(jvps.device.type):
-        seen = _as_seen(tangents, run, jvps)
-        gram, jvps = problem.reduce(seen.gram().to(jvps.device), jvps)
-        combination = combine(
-            problem.source,
-            aggregator,
-            gram,
-            jvps,
-            seen.dimension,
-            precision_of(problem.engine, jvps.dtype),
-        )
-        values = seen.combine(combination.coefficients)
+        if problem.takes_guesses_as_they_are(aggregator, tangents):
+            combination, values = sum_of_guesses(tangents, jvps)
+            drawn = combination.gram
+        else:
+            seen = _as_seen(tangents, run, jvps)
+            drawn, jvps = problem.reduce(seen.gram().to(jvps.device), jvps)
+            combination = combine(
+                problem.source,
+                aggregator,
+                drawn,
+                jvps,
+                seen.dimension,
+                precision_of(problem.engine, jvps.dtype),
+            )
+            values = seen.combine(combination.coefficients)
         gradients = run.pullback(values)
     return Step(
         losses,
-        gram,
+        drawn,
         combination,
         gradients,
         tangents,
@@ -131,6 +135,13 @@ class Problem:
         if self.measures or aggregator.needs_derivatives or of_source:
             return self.engine
         return NoDerivatives(self.engine.statistics)
+
+    def takes_guesses_as_they_are(self, aggregator: Aggregator, tangents: Tangents) -> bool:
+        """Whether the gradient is the sum of what was guessed, so that no Gram matrix is needed."""
+        if self.measures or not isinstance(aggregator, SumOfGuesses) or not tangents.blocks:
+            return False
+        of_orthonormal = torch.eye(tangents.num_tangents, dtype=torch.float64)
+        return self.source.mixing(of_orthonormal, tangents.dimension) is None
 
 
 @dataclass(frozen=True)

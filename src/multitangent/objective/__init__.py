@@ -5,7 +5,13 @@ from multitangent.objective._batch_mode import BatchMode, GraphQuery
 from multitangent.objective._batch_norm import Statistics, normalizes_batches
 from multitangent.objective._kept_parameters import kept_parameters
 from multitangent.objective._logits_loss import LogitsLoss
-from multitangent.objective._objective import Evaluation, Objective, constant_loss, output_tensor
+from multitangent.objective._objective import (
+    Evaluation,
+    Objective,
+    constant_loss,
+    gradient_by,
+    output_tensor,
+)
 from multitangent.objective._per_sample_loss import PerSampleLoss
 from multitangent.objective._randomness import RANDOM
 from multitangent.objective._record import BatchRecord
@@ -27,6 +33,7 @@ __all__ = [
     "Statistics",
     "arguments",
     "constant_loss",
+    "gradient_by",
     "kept_parameters",
     "normalizes_batches",
     "output_tensor",

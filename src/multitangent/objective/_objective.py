@@ -131,12 +131,9 @@ class Objective:
         with torch.enable_grad(), surroundings:
             leaf = output.detach().requires_grad_()
             losses = self.losses(leaf.clone(), batch)  # into which the loss may write
-            total = losses.sum()
         if saved is not None:
             saved.restore()
-        if not total.requires_grad:
-            raise constant_loss()
-        return torch.autograd.grad(total, leaf)[0]
+        return gradient_by(leaf, losses)
 
     @contextmanager
     def mode(
@@ -228,6 +225,13 @@ def output_tensor(output: Any) -> Tensor:
             "the loss is computed from."
         )
     return value.detach()
+
+
+def gradient_by(leaf: Tensor, losses: Tensor) -> Tensor:
+    """The gradient of the sum of some losses by what their graph begins with."""
+    if not losses.requires_grad:
+        raise constant_loss()
+    return torch.autograd.grad(losses, leaf, torch.ones_like(losses))[0]
 
 
 def constant_loss() -> RuntimeError:

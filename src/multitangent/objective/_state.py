@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from multitangent.dual import find_duals, map_duals
 
-_SIMPLE = frozenset({bool, float, int, str, type(None), Tensor})
+_CONSTANT = frozenset({bool, float, int, str, type(None)})
+_SIMPLE = _CONSTANT | {Tensor}
 _OWN = frozenset(nn.Module().__dict__)  # what every module has
 _MOST_ITEMS = 1000  # of a container that is searched for tensors
 _Place = tuple[dict[str, Any], str]
@@ -139,9 +140,12 @@ class _Saved:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        self.version = version(value) if isinstance(value, Tensor) else 0
+        self.version = 0
         self.copy: Any = None
+        if type(value) in _CONSTANT:
+            return
         if isinstance(value, Tensor):
+            self.version = version(value)
             if type(value) is Tensor and not value.requires_grad:
                 self.copy = value.clone()
         elif isinstance(value, (list, deque)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +20,10 @@ from multitangent.objective import (
     Objective,
     SavedState,
     Statistics,
+    gradient_by,
     output_tensor,
 )
+from multitangent.perturbation._ending import Ending, Injection, OtherEndError
 from multitangent.perturbation._hooks import Injector, Visitor, observed
 from multitangent.perturbation._perturbation import (
     Inject,
@@ -34,38 +35,6 @@ from multitangent.perturbation._perturbation import (
 from multitangent.perturbation._pullback import LocalPullback
 from multitangent.perturbation._sites import Site, first_block
 from multitangent.tangents import Needs, Stream, Tangents
-
-
-@dataclass(frozen=True)
-class _Injection:
-    """One output of a site, before and after something took its place."""
-
-    name: str
-    before: Tensor
-    after: Tensor
-    version: int  # of the primal, which a write in place counts up
-
-
-@dataclass
-class Ending:
-    """How a model ends, where the output is exact: known after the first run.
-
-    Attributes:
-        is_known: Whether a run has shown it.
-        site: The site whose output stays in the graph of the loss; ``None`` if the last site's
-            output is the model's.
-        value: The name of the last perturbed value, as far as a source needs its gradient.
-        output: The name of what the last run returned, if that was the output of a site.
-    """
-
-    is_known: bool = False
-    site: str | None = None
-    value: str | None = None
-    output: str | None = None
-
-
-class _OtherEndError(Exception):
-    """The model ends in another way than was known."""
 
 
 _RUNS = 4  # in which it shows how a model ends
@@ -115,7 +84,7 @@ class ActivationRun:
         self._record = BatchRecord(reuse=not recompute)
         trained = [p for p in objective.model.parameters() if p.requires_grad]
         self._pullback = LocalPullback(trained, recompute=recompute)
-        self._last: _Injection | None = None
+        self._last: Injection | None = None
         self._output_gradient: Tensor | None = None
         self._watched: Tensor | None = None  # the last perturbed value, if its gradient is needed
         self.unperturbed: dict[str, torch.Size] = {}  # first outputs, not of each sample
@@ -123,19 +92,25 @@ class ActivationRun:
         self.starts_after = False
 
     def record(self, inject: Inject) -> Evaluation:
+        if inject is no_injection:
+            return self._plainly(self._objective.saved_state(with_generators=False))
         return self._recorded(inject, record=None)
 
     def prepare(self, *, certainly: bool = False) -> Tensor:
         before = self._objective.saved_state()
         with reading(self.batch):
-            try:
-                losses = self._recorded(no_injection, record=self._record).losses
-            except GraphQuery:
-                self._restart(before)
-                with ordinary_afterwards():
-                    losses = primal(self._recorded(zero_injection, record=self._record).losses)
+            losses = primal(self._plainly(before, self._record).losses)
         self._change = Change(before)
         return losses
+
+    def _plainly(self, before: SavedState, record: BatchRecord | None = None) -> Evaluation:
+        """Run the whole batch with no value replaced, whatever the model asks its tensors."""
+        try:
+            return self._recorded(no_injection, record)
+        except GraphQuery:
+            self._restart(before)
+            with ordinary_afterwards():
+                return self._recorded(zero_injection, None if record is None else self._record)
 
     def _restart(self, before: SavedState) -> None:
         before.restore()
@@ -153,7 +128,7 @@ class ActivationRun:
             try:
                 evaluation = self._recorded_once(inject, record)
                 break
-            except _OtherEndError:
+            except OtherEndError:
                 self._restart(before)
                 record = None if record is None else self._record
         else:
@@ -180,12 +155,19 @@ class ActivationRun:
                 output = self._without_last_injection(output)
             needed = self._ends_in_output or self.tangents.needs & Needs.OUTPUT
             value = output_tensor(output).clone() if needed else None  # the loss may write into it
+            leaf = self._leaf(output)
+            output = output if leaf is None else leaf.clone()
             evaluation = objective.evaluation(output, batch, keep=self._keeps_output)
         losses = evaluation.losses
-        self._pullback.end(primal(losses), self._watched)
+        if leaf is None:
+            self._pullback.end(primal(losses), self._watched)
+        elif value is not None:
+            self._output_gradient = gradient_by(leaf, losses)
         losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
         if value is not None:
-            self._output_gradient = objective.output_gradient(value, batch, self._stream)
+            if leaf is None:
+                self._output_gradient = objective.output_gradient(value, batch, self._stream)
+            assert self._output_gradient is not None
             self.tangents.with_output(value, self._output_gradient)
         elif not self.tangents.blocks and self._ending is None:
             raise ValueError(
@@ -210,7 +192,7 @@ class ActivationRun:
         if name != expected or self._watched is None:
             if not self._knows_ending:
                 self._ending.value = name
-                raise _OtherEndError
+                raise OtherEndError
             raise ValueError(
                 "The last perturbed value should be the same in every run where its gradient is "
                 f"a guess. Found {name!r} in place of {expected!r}. Try "
@@ -255,6 +237,14 @@ class ActivationRun:
         """Whether the last site's output is the model's, as far as is known, and exact."""
         return self._ending is not None and self._ending.site is None
 
+    def _leaf(self, output: Any) -> Tensor | None:
+        """Where the graph of the losses begins, if their derivative can be taken from this run."""
+        if type(output) is not Tensor or not self._ends_in_output:
+            return None
+        with torch._C.DisableTorchFunction():  # the model asks none of this
+            is_end = not output.requires_grad and self._objective.loss.is_pure
+            return output.detach().requires_grad_() if is_end else None
+
     @property
     def _keeps_output(self) -> bool:
         """Whether the output is looked at once the loss was taken."""
@@ -282,7 +272,7 @@ class ActivationRun:
             may_go_on = not self._ending.is_known and not self._pullback.recompute
             if last is not None and may_go_on:
                 self._ending.site = last.name
-                raise _OtherEndError
+                raise OtherEndError
             raise ValueError(
                 "`output='exact'` needs a model whose output is that of its last site. Found "
                 "other operations behind it. Try `output='perturbed'`, or `sites=[...]` with a "
@@ -317,7 +307,7 @@ class ActivationRun:
         if self._needs_last_gradient and self._ending is not None and name == self._ending.value:
             detached = self._begin_ending(detached)
         injected = inject(detached, name, self.batch.rows)
-        self._last = _Injection(name, detached, injected, primal(injected)._version)
+        self._last = Injection(name, detached, injected, primal(injected)._version)
         return injected
 
     def _begin_ending(self, value: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Literal
 from torch import nn
 
 from multitangent.objective import Batch, Objective
-from multitangent.perturbation._activation_run import ActivationRun, Ending
+from multitangent.perturbation._activation_run import ActivationRun
+from multitangent.perturbation._ending import Ending
 from multitangent.perturbation._perturbation import BoundPerturbation
 from multitangent.perturbation._sites import Site, find_sites
 from multitangent.tangents import Stream, Tangents

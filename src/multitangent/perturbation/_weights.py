@@ -19,6 +19,7 @@ from multitangent.objective import (
     Evaluation,
     GraphQuery,
     Objective,
+    SavedState,
     Statistics,
     replaced_in_use,
 )
@@ -97,6 +98,8 @@ class _WeightRun:
             tangents.add(name, parameter.detach())
 
     def record(self, inject: Inject) -> Evaluation:
+        if inject is no_injection:
+            return self._plainly(self._objective.saved_state(with_generators=False))
         return self._evaluated(self.batch, inject, "update")
 
     @torch.no_grad()
@@ -106,18 +109,22 @@ class _WeightRun:
             return None
         before = self._objective.saved_state()
         with reading(self.batch):
-            try:
-                losses = self._recorded(no_injection)
-            except GraphQuery:
-                before.restore()
-                with ordinary_afterwards():
-                    losses = self._recorded(zero_injection)
+            losses = primal(self._plainly(before).losses)
         self._change = Change(before)
         return losses
 
-    def _recorded(self, inject: Inject) -> Tensor:
+    def _plainly(self, before: SavedState) -> Evaluation:
+        """Run the whole batch with no value replaced, whatever the model asks its tensors."""
+        try:
+            return self._recorded(no_injection)
+        except GraphQuery:
+            before.restore()
+            with ordinary_afterwards():
+                return self._recorded(zero_injection)
+
+    def _recorded(self, inject: Inject) -> Evaluation:
         self._record = BatchRecord(reuse=False)
-        return primal(self._evaluated(self.batch, inject, "update").losses)
+        return self._evaluated(self.batch, inject, "update")
 
     def evaluate(
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False

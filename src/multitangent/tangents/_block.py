@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -72,6 +73,14 @@ class Block(ABC):
     @abstractmethod
     def apply(self, gradient: Tensor) -> Tensor:
         """``V g``, the directional derivatives ``[K, b]`` for gradients ``[b, *shape]``."""
+
+    def total(self, chosen: Sequence[int], losses: Sequence[int]) -> Tensor:
+        """The sum of some tangents, for losses of that shape: ``[*losses, *shape]``."""
+        columns = losses or (1,)
+        coefficients = torch.zeros(self.num_tangents, *columns, device=self.request.device)
+        coefficients[list(chosen)] = 1.0
+        total = self.combine(coefficients)
+        return total if losses else total[0]
 
     @abstractmethod
     def combine(self, coefficients: Tensor) -> Tensor:

@@ -167,6 +167,10 @@ class Tangents:
             return combined
         return {name: gradient[0] for name, gradient in combined.items()}
 
+    def total(self, chosen: Sequence[int], losses: Sequence[int]) -> dict[str, Tensor]:
+        """The sum of some tangents, for losses of that shape, block by block."""
+        return {name: block.total(chosen, losses) for name, block in self.blocks.items()}
+
     def _combined_at_once(self, rows: Tensor, coefficients: Tensor) -> dict[str, Tensor]:
         """The same for small blocks, by one product for all of them."""
         losses = coefficients.shape[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -110,6 +110,14 @@ class DenseBlock(RowsBlock):
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
         yield slice(None), self.rows()
+
+    def total(self, chosen: Sequence[int], losses: Sequence[int]) -> Tensor:
+        rows = self.rows()
+        if not (found := [rows[k] for k in chosen if k < len(rows)]):
+            return super().total(chosen, losses)
+        total = (found[0] if len(found) == 1 else torch.stack(found).sum(0)).to(self.request.dtype)
+        shape = (*losses, *self.request.shape)
+        return total.expand(shape) if losses else total[0]
 
 
 class RedrawnBlock(RowsBlock):

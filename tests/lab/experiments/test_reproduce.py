@@ -238,8 +238,13 @@ def test_a_budget_of_epochs_makes_a_table_of_its_own(tmp_path):
     store.obtain(cells[0], lambda cell: network_rows([24], epochs=2))
     found = finish(config, "table1")
     assert (found["cells"], found["cells_run"]) == (32, 1)
-    assert "after at most 2 epochs" in (tmp_path / "table1-after-2-epochs" / "table1.md").read_text()
-    assert "trained for at most 2 epochs" in (tmp_path / "table1-after-2-epochs" / "claims.md").read_text()
+    assert (
+        "after at most 2 epochs" in (tmp_path / "table1-after-2-epochs" / "table1.md").read_text()
+    )
+    assert (
+        "trained for at most 2 epochs"
+        in (tmp_path / "table1-after-2-epochs" / "claims.md").read_text()
+    )
 
 
 def verdicts(claims):
