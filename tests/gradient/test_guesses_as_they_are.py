@@ -1,4 +1,4 @@
-"""Steps whose gradient is the sum of the guesses: nothing is pushed, and no Gram matrix computed."""
+"""Steps whose gradient is the sum of the guesses: no tangent is pushed, no Gram matrix computed."""
 
 from __future__ import annotations
 

@@ -36,7 +36,6 @@ from multitangent.perturbation._pullback import LocalPullback
 from multitangent.perturbation._sites import Site, first_block
 from multitangent.tangents import Needs, Stream, Tangents
 
-
 _RUNS = 4  # in which it shows how a model ends
 
 
