@@ -13,16 +13,14 @@ from multitangent.tangents._observation import Needs, Observation
 from multitangent.tangents._request import Request
 from multitangent.tangents._source import TangentSource
 
-_GROWTH = 4  # after so many times m steps, the distance between steps that learn grows by 1
-
 
 @dataclass(frozen=True)
 class Every(TangentSource):
     """All tangents of a source in every m-th step, and its guesses alone in the others.
 
-    Guesses should soon be useful, and they change most at the start. So the first 4 m steps have
-    all tangents, the next 4 m steps every second time, the next 4 m every third time, and so on up
-    to every m-th step. The other steps learn nothing. They neither draw nor push random tangents,
+    Guesses should soon be useful, and they change most at the start. So the first m steps have all
+    tangents, the next m steps every second time, the next m every third time, and so on up to every
+    m-th step, after `settled` steps. The other steps learn nothing. They neither draw nor push random tangents,
     and they do not look at the model's responses. Such a step pushes the guesses only, or nothing
     at all with `WhenLearning` or `SumOfGuesses`.
 
@@ -43,8 +41,10 @@ class Every(TangentSource):
         >>> source = Every(16, Normal(2) + Feedback(3) + OwnValue())
         >>> source.guesses
         (True, True, True, True, False, False)
-        >>> [bool(source.init().needs(step) & Needs.UPDATE) for step in (0, 63, 64, 65, 66)]
+        >>> [bool(source.init().needs(step) & Needs.UPDATE) for step in (0, 15, 16, 17, 18)]
         [True, True, True, False, True]
+        >>> source.settled
+        240
         >>> [step for step in range(2000, 2040) if source.learns(step)]
         [2000, 2016, 2032]
     """
@@ -84,8 +84,13 @@ class Every(TangentSource):
 
     def learns(self, step: int) -> bool:
         """Whether the step with this count is one that learns."""
-        distance = min(self.period, 1 + step // (_GROWTH * self.period))
+        distance = min(self.period, 1 + step // self.period)
         return step % distance == 0
+
+    @property
+    def settled(self) -> int:
+        """The number of steps before those of which every m-th learns."""
+        return self.period * (self.period - 1)
 
     def needs(self, step: int) -> Needs:
         if self.learns(step):

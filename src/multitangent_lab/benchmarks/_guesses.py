@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from multitangent.gradient import GradientEstimator
+from multitangent.tangents import Every
 from multitangent_lab.benchmarks._case import Case, make_case, make_gradient
 from multitangent_lab.benchmarks._flops import count_flops
 from multitangent_lab.benchmarks._timing import interleaved
@@ -92,7 +93,8 @@ def _guessing(config: BenchConfig, case: Case, name: ChosenName) -> _Method:
     steps = chosen.learn_every or 1
     case.model.zero_grad()
     gradient(case.x, case.y)
-    gradient.step = 4 * steps**2  # from which on `Every` learns in every m-th step
+    if isinstance(gradient.tangents, Every):
+        gradient.step = gradient.tangents.settled
 
     def run() -> None:
         for _ in range(steps):

@@ -27,7 +27,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "vit": {"gradient": "residual"},
     "gpt": {"gradient": "residual"},
 }
-_PERIOD_OF_FC = 16  # nearly as accurate as learning in every step, see docs/guesses.md
+_PERIOD_OF_FC = 32  # nearly as accurate as learning in every step, see docs/guesses.md
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,13 +67,13 @@ STUDIES: Mapping[str, Study] = {
         },
         {"epochs": 5},
     ),
-    "two-layers-every-16": Study(
+    "two-layers-every-32": Study(
         "fc",
         "mnist",
         {("feedback", 4): (0.1, 0.2, 0.4), ("direct", 5): (0.1, 0.2, 0.4)},
-        {"epochs": 5, "learn_every": 16},
+        {"epochs": 5, "learn_every": 32},
     ),
-    "three-layers-every-16": Study(
+    "three-layers-every-32": Study(
         "fc",
         "mnist",
         {
@@ -81,7 +81,7 @@ STUDIES: Mapping[str, Study] = {
             ("feedback", 5): (0.1, 0.2, 0.4),
             ("direct", 5): (0.1, 0.2, 0.4),
         },
-        {"epochs": 5, "hidden_layers": 3, "learn_every": 16},
+        {"epochs": 5, "hidden_layers": 3, "learn_every": 32},
     ),
     "eight-layers": Study(
         "fc",

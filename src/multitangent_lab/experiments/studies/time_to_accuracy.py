@@ -130,7 +130,7 @@ SETTINGS = (
         5,
         _rates(0.1, 0.2, ("direct", 5), ("feedback", 4)),
         {"model": "fc", "dataset": "mnist", "evaluate_every": 100},
-        {key: {"learn_every": 16} for key in (("direct", 5), ("feedback", 4))},
+        {key: {"learn_every": 32} for key in (("direct", 5), ("feedback", 4))},
     ),
 )
 QUICK = (
