@@ -24,7 +24,7 @@ from multitangent.tangents import (
 
 LOSS = nn.CrossEntropyLoss()
 OWN = Activations(share="sample", output="exact")
-BETWEEN = 2 * 64 + 1  # a step in which `Every(2, ...)` does not learn
+BETWEEN = 5  # a step in which `Every(2, ...)` does not learn
 SOURCES = {
     "one guess": Normal(3) + Homogeneous(Feedback()),
     "a guess for every site": Normal(2) + Homogeneous(Feedback(4)),

@@ -75,7 +75,7 @@ def test_guesses_beside_random_tangents_of_equal_time(tmp_path):
     products = 784 * 8 + 8 * 8 + 8 * 10
     flops = 2 * 4 * (2 * products + 8 * 8 + 8 * 10)
     assert rows["backpropagation"]["flops"] == flops
-    assert (rows["feedback"]["num_tangents"], rows["feedback"]["learn_every"]) == (4, 16)
+    assert (rows["feedback"]["num_tangents"], rows["feedback"]["learn_every"]) == (4, 32)
     # Three more rows of tangents through the two layers behind the first site, one matrix for all.
     assert rows["4 random"]["flops"] > rows["1 random"]["flops"] > flops / 2
 

@@ -28,7 +28,7 @@ def built(model: str) -> ForwardGradient:
 def test_guesses_of_a_fully_connected_network_learn_in_some_steps() -> None:
     gradient = built("fc")
     assert isinstance(gradient.tangents, Every)
-    assert gradient.tangents.period == 16
+    assert gradient.tangents.period == 32
     assert any(isinstance(part, Homogeneous) for part in gradient.tangents.parts)
 
 

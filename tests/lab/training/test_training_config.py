@@ -158,7 +158,7 @@ def test_runs_of_a_comparison_differ_in_the_gradient_only() -> None:
 @pytest.mark.parametrize(
     ("model", "chosen"),
     [
-        ("fc", ("direct", 5, None, 16)),
+        ("fc", ("direct", 5, None, 32)),
         ("resnet18", ("feedback", 3, ("stage2", "head"), 1)),
         ("vit", ("residual", 1, None, 1)),
     ],
