@@ -46,7 +46,7 @@ def test_every_gradient_tries_as_many_rates() -> None:
             ratios = [b / a for a, b in pairwise(rates)]
             assert ratios == pytest.approx([study.FACTOR] * (len(rates) - 1), rel=1e-3)
     names = {cell.setting for cell in study.cells(False)}
-    assert names == {"gpt", "vit", "resnet18", "fc"}
+    assert names == {"gpt", "gpt-8-blocks", "vit", "resnet18", "fc"}
 
 
 def test_every_cell_is_a_configuration() -> None:

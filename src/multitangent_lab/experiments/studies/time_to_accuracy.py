@@ -29,6 +29,14 @@ RANDOM: Method = ("projection", 16)
 # RANDOM pushes tangents.
 DUST: Method = ("dust", 8)
 _DUST = {"gradient": "mean", "credit": "token", "share": "sample", "differences": True}
+_TEXT = {
+    "model": "gpt",
+    "dataset": "text",
+    "text_file": "text/kjv.txt",
+    "images": 14400,
+    "batch_size": 32,
+    "evaluate_every": 50,
+}
 
 
 @dataclass(frozen=True)
@@ -88,16 +96,16 @@ SETTINGS = (
         "gpt",
         2,
         _rates(0.0015, 0.0015, ("residual", 1)) | {DUST: 0.0015},
-        {
-            "model": "gpt",
-            "dataset": "text",
-            "text_file": "text/kjv.txt",
-            "images": 14400,
-            "batch_size": 32,
-            "evaluate_every": 50,
-        },
+        _TEXT,
         {DUST: _DUST},
         hopeless=(RANDOM, DUST),
+    ),
+    Setting(
+        "gpt-8-blocks",
+        2,
+        {BACKPROPAGATION: 0.00075, ("residual", 1): 0.0015},
+        _TEXT | {"blocks": 8},
+        trials=3,
     ),
     Setting(
         "vit",
@@ -110,6 +118,7 @@ SETTINGS = (
             "batch_size": 32,
             "evaluate_every": 25,
         },
+        hopeless=(RANDOM,),
     ),
     Setting(
         "resnet18",
@@ -124,6 +133,7 @@ SETTINGS = (
             "recalibrate": True,
         },
         {("feedback", 3): {"sites": ("stage2", "head")}},
+        hopeless=(RANDOM,),
     ),
     Setting(
         "fc",
