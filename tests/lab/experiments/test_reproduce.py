@@ -278,6 +278,10 @@ def test_verdicts_on_figure_6():
     assert verdicts(fig6.claims(of(256, 90, *good[:5]))) == [None] * 6
     both = of(256, 90, *good) + of(4096, 90, *(1.8, 9.0, *good[2:]))
     assert verdicts(fig6.claims(both))[-2:] == [True, True]
+    three = both + of(1024, 90, *(1.9, 7.0, *good[2:7]))
+    assert fig6.claims(three)[-1].evidence.startswith("points from width 256 to 4096: single 1: +1")
+    two = of(256, 90, *good) + of(1024, 90, *(2.1, *[error - 0.5 for error in good[1:]]))
+    assert verdicts(fig6.claims(two))[-2:] == [False, False]
     both = of(256, 90, *good) + of(4096, 90, *(2.1, *[1.0] * 7))
     assert verdicts(fig6.claims(both))[-2:] == [False, False]
 

@@ -146,17 +146,15 @@ def _little_difference(errors: _Errors, width: int, complete: bool) -> Claim:
 
 def _wider(errors: _Errors, gradients: Sequence[tuple[str, int]], statement: str) -> Claim:
     """From the narrowest to the widest: the true gradient gains, some forward gradient loses."""
-    changes = {
-        label(*gradient): errors[4096, *gradient] - errors[256, *gradient]
-        for gradient in gradients
-        if (4096, *gradient) in errors and (256, *gradient) in errors
-    }
+    widths = sorted({key[0] for key in errors if all((key[0], *g) in errors for g in gradients)})
+    if len(widths) < 2:
+        return Claim("IV-D", statement, None, "")
+    narrow, wide = widths[0], widths[-1]
+    changes = {f"{g} {k}": errors[wide, g, k] - errors[narrow, g, k] for g, k in gradients}
     shown = ", ".join(f"{name}: {change:+.2f}" for name, change in changes.items())
-    if len(changes) < len(gradients):
-        return Claim("IV-D", statement, None, shown)
     gains = max(changes.values()) < 0
     agrees = gains if len(gradients) == 1 else not gains
-    return Claim("IV-D", statement, agrees, f"points from width 256 to 4096: {shown}")
+    return Claim("IV-D", statement, agrees, f"points from width {narrow} to {wide}: {shown}")
 
 
 def _epochs(rows: list[Row], width: int, complete: bool) -> Claim:
