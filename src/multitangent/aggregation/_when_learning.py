@@ -17,9 +17,8 @@ class WhenLearning(Aggregator):
     Steps that learn push tangents anyway, so their directional derivatives cost nothing more. It
     goes with a source that learns in some steps only, such as `Every`: early in training all steps
     learn, and what is measured makes up for what poor guesses miss. The other steps push nothing,
-    and `diagnostics` then has no numbers. All guesses of a site add up there, so
-    each should be as long as the gradient. If any part of the source learns in every step, all
-    steps measure.
+    and `diagnostics` then has no numbers. All guesses of a site add up there, so each should be as
+    long as the gradient. If any part of the source learns in every step, all steps measure.
 
     Args:
         inner: The aggregator of the steps that learn.

@@ -20,9 +20,9 @@ class Every(TangentSource):
 
     Guesses should soon be useful, and they change most at the start. So the first m steps have all
     tangents, the next m steps every second time, the next m every third time, and so on up to every
-    m-th step, after `settled` steps. The other steps learn nothing. They neither draw nor push random tangents,
-    and they do not look at the model's responses. Such a step pushes the guesses only, or nothing
-    at all with `WhenLearning` or `SumOfGuesses`.
+    m-th step, after `settled` steps. The other steps learn nothing. They neither draw nor push
+    random tangents, and they do not look at the model's responses. Such a step pushes the guesses
+    only, or nothing at all with `WhenLearning` or `SumOfGuesses`.
 
     The guesses of the source come first among the tangents, wherever they stand in the source. Put
     `Every` last in a sum with other sources. Then the random tangents that most steps lack cost
