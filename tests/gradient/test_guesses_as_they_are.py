@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +16,10 @@ from multitangent.gradient import step
 from multitangent.tangents import (
     Every,
     Homogeneous,
+    Normalized,
     Orthogonal,
     RunningMean,
     ScaledByRMS,
-    TangentSource,
 )
 
 LOSS = nn.CrossEntropyLoss()
@@ -30,33 +30,9 @@ SOURCES = {
     "a guess for every site": Normal(2) + Homogeneous(Feedback(4)),
     "two guesses": Feedback() + Normal(2) + ScaledByRMS(Homogeneous(Feedback(step_size=1.0))),
     "mixed tangents": Orthogonal(4) + Feedback(),
+    "mixed guesses": Normal(2) + Normalized(Feedback()),
     "in some steps": Every(2, Normal(3) + Homogeneous(Feedback())),
 }
-
-
-@dataclass(frozen=True)
-class Doubled(TangentSource):
-    """Guesses that are doubled after they are drawn."""
-
-    inner: TangentSource
-    num_tangents = 1
-    guesses = (True,)
-
-    @property
-    def sources(self):
-        return (self.inner,)
-
-    def init(self):
-        return Doubled(self.inner.init())
-
-    def draw(self, request):
-        return self.inner.draw(request)
-
-    def mixing(self, gram, dimension):
-        return 2 * torch.eye(1, dtype=gram.dtype)
-
-
-SOURCES["doubled"] = Normal(2) + Doubled(Homogeneous(Feedback()))
 
 
 def made(source, perturb=OWN, **options):

@@ -15,7 +15,6 @@ from multitangent.engine import ForwardMode
 from multitangent.tangents import (
     Every,
     Homogeneous,
-    Normalized,
     OwnValue,
     Residual,
     RunningMean,
@@ -62,7 +61,6 @@ def test_it_is_the_one_or_the_other(source, inner, step, learns, monkeypatch):
 DIRECTIONS = {
     "value": Every(2, Normal(2) + Feedback() + OwnValue()),
     "scaled": Normal(2) + ScaledByRMS(OwnValue()),
-    "normalized": Normal(2) + Normalized(Feedback()),
 }
 
 

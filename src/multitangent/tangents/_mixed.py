@@ -42,10 +42,6 @@ class Normalized(TangentSource):
         object.__setattr__(self, "num_tangents", self.inner.num_tangents)
 
     @property
-    def has_length(self) -> bool:
-        return False
-
-    @property
     def sources(self) -> tuple[TangentSource, ...]:
         return (self.inner,)
 
