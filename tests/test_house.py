@@ -17,6 +17,7 @@ ROOMS = {
     "multitangent": [
         ["learning_rate", "diagnosis"],
         ["gradient"],
+        ["parallel"],
         ["engine"],
         ["perturbation"],
         ["objective"],

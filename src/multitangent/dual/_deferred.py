@@ -69,6 +69,20 @@ class Factored(Deferred):
     def computed(self) -> Tensor:
         return self.through(lambda rows: rows, Factors.multiplied)
 
+    def take(self, chosen: range) -> Factored:
+        """Consecutive tangents; a single one of zeros where there are none."""
+        parts: list[Part] = []
+        first = 0
+        for part in self.parts:
+            start, stop = (
+                min(max(k - first, 0), part.shape[0]) for k in (chosen.start, chosen.stop)
+            )
+            if start < stop:
+                rows = slice(start, stop)
+                parts.append(part[rows] if isinstance(part, Tensor) else part.take(rows))
+            first += part.shape[0]
+        return Factored(parts or [torch.zeros_like(self.take(range(1)).computed())])
+
     def __len__(self) -> int:
         """K."""
         return sum(part.shape[0] for part in self.parts)

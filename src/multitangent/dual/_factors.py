@@ -46,6 +46,10 @@ class Factors:
         """The same of some of the m rows."""
         return Factors(self.left.narrow(1, start, length), self.right)
 
+    def take(self, chosen: slice) -> Factors:
+        """Some of the tangents."""
+        return Factors(self.left[chosen], self.right[chosen])
+
     def to(self, dtype: torch.dtype) -> Factors:
         """The same in another type."""
         return Factors(self.left.to(dtype), self.right.to(dtype))

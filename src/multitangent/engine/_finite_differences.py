@@ -122,7 +122,7 @@ class FiniteDifferences:
         evaluate = run.evaluate_lazily if isinstance(run, LazyRun) else run.evaluate
         parts = run.batch.split(self.micro_batch)
         if count is not None:
-            parts = (part for part in parts if part.rows.start < count)
+            parts = (part for part in parts if part.place_in(run.batch).start < count)
         return [keep(evaluate(part, inject, self.statistics)) for part in parts]
 
     def _pair(
@@ -152,7 +152,7 @@ class FiniteDifferences:
             epsilon = max(default_epsilon(dtype, device) for device, dtype in types)
         sizes = [
             _size(tangents, k) if guess else torch.ones(1, dtype=torch.float64)
-            for k, guess in enumerate(tangents.source.guesses)
+            for k, guess in enumerate(tangents.guesses)
         ]
         return [epsilon / torch.where(size > 0, size, 1.0) for size in sizes]
 
@@ -182,7 +182,7 @@ def _displaced(
     tangents: Tangents, k: int, step: Tensor, value: Tensor, name: str, samples: slice
 ) -> Tensor:
     """The value, moved along tangent k."""
-    block = tangents.blocks.get(name)
+    block = tangents.block(name)
     if block is None:  # none at the output, if that is exact
         return value
     of_samples = value.ndim > len(block.request.shape)

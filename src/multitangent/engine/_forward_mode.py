@@ -101,7 +101,7 @@ class ForwardMode:
 
 def _add_tangents(tangents: Tangents, value: Tensor, name: str, samples: slice) -> Tensor:
     """The value with its block's tangents added to those that reached it."""
-    block = tangents.blocks.get(name)
+    block = tangents.block(name)
     if block is None:  # none at the output, if that is exact
         return value
     if isinstance(block, FactoredBlock):

@@ -65,6 +65,7 @@ def run_few(
     batch: Batch,
     stream: Stream,
     source: TangentSource,
+    num_tangents: int | None = None,
 ) -> Trial:
     """Run two samples, or one of two, and look how large values become. Nothing stays of it.
 
@@ -74,6 +75,7 @@ def run_few(
         batch: The whole batch.
         stream: The random numbers of the step.
         source: Where tangents come from.
+        num_tangents: How many of them this process pushes, by default all.
     """
     _prime()
     if batch.size == 1:
@@ -93,7 +95,8 @@ def run_few(
         return Trial(batch.size)
     finally:
         before.restore()
-    fitting = _budget(batch) / max(notes.bytes / few.size * source.num_tangents, 1)
+    pushed = source.num_tangents if num_tangents is None else num_tangents
+    fitting = _budget(batch) / max(notes.bytes / few.size * pushed, 1)
     size = 2 ** int(log2(max(fitting, 1)))  # kernels prefer even numbers
     of_batch = objective.loss.is_of_batch
     if fitting >= batch.size or few.is_written or written or of_batch:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from multitangent.aggregation import Aggregator
 from multitangent.objective import Objective
@@ -98,6 +99,22 @@ def check_options(
     if not fits:
         raise ValueError(
             f"`micro_batch` should be 'auto' or an integer of at least 1. Found {micro_batch!r}."
+        )
+
+
+def check_mesh(mesh: object, *, compile: bool) -> None:
+    """Raise where `mesh` is none, or does not go with other arguments."""
+    if mesh is None:
+        return
+    if not isinstance(mesh, DeviceMesh):
+        raise TypeError(
+            f"`mesh` should be a DeviceMesh of torch.distributed. Found {mesh!r}. Try "
+            "`init_device_mesh('cpu', (2,), mesh_dim_names=('tangent',))`."
+        )
+    if compile:
+        raise ValueError(
+            "`compile` should be False with a mesh: what the processes send is not compiled. Found "
+            "True. Try it without."
         )
 
 

@@ -68,7 +68,7 @@ def sum_of_guesses(tangents: Tangents, jvps: Tensor) -> tuple[Combination, dict[
     Raises:
         ValueError: If there is no guess, or a guess is not finite.
     """
-    guesses = tangents.source.guesses
+    guesses = tangents.guesses
     coefficients = SumOfGuesses().of_guesses(guesses, jvps)
     gradients = tangents.total([k for k, guess in enumerate(guesses) if guess], jvps.shape[1:])
     if not are_finite(*gradients.values()):

@@ -138,7 +138,7 @@ class DifferenceGradient(GradientEstimator):
 
     def _verified_trial(self, batch: Batch, stream: Stream, trial: Trial) -> Trial:
         whole = replace(trial, micro_batch=sys.maxsize, is_plain=False)  # few may be more
-        problem = replace(self._problem(), engine=self._engine(whole))
+        problem = replace(self._problem(is_shared=False), engine=self._engine(whole))
         verify_differences(problem, self.perturb.bind, self._objective, batch, stream, trial)
         return trial
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from multitangent._structures import copied
 from multitangent.aggregation import Aggregator, Projection
 from multitangent.dual import record_fallbacks
 from multitangent.engine import Engine, SplitError, Trial, run_few
-from multitangent.gradient._along import Line, line
 from multitangent.gradient._arguments import (
     check_as_they_are,
     check_kinds,
+    check_mesh,
     check_options,
-    check_repeats,
     check_state,
     check_verify,
     objective_of,
@@ -29,21 +29,21 @@ from multitangent.gradient._arguments import (
     refuse_backward_hooks,
     refuse_inference_mode,
 )
-from multitangent.gradient._assessment import Assessment, assess
-from multitangent.gradient._coefficients import Combination
 from multitangent.gradient._compiled import CompiledStep, compiled_step
-from multitangent.gradient._diagnostics import Diagnostics, diagnose
 from multitangent.gradient._grad import accumulate, hooked
+from multitangent.gradient._inspectable import Inspectable
 from multitangent.gradient._kinds import found_parameters, kind_of
 from multitangent.gradient._learned import kind_of_step, learn, structure, unchanged_on_error
+from multitangent.gradient._split_data import check_split, check_statistics
 from multitangent.gradient._step import Problem, Step, step
 from multitangent.gradient._verify import verify
 from multitangent.objective import Batch
+from multitangent.parallel import Parallel
 from multitangent.perturbation import Perturbation
 from multitangent.tangents import Normal, Stream, TangentSource
 
 
-class GradientEstimator(ABC):
+class GradientEstimator(Inspectable):
     """A gradient estimated from directional derivatives, in place of ``loss.backward()``."""
 
     def __init__(
@@ -59,10 +59,12 @@ class GradientEstimator(ABC):
         tangent_dtype: torch.dtype | None = None,
         compile: bool = False,
         verify: Literal["first", "always", "parts", False] = "first",
+        mesh: DeviceMesh | None = None,
     ) -> None:
         check_kinds(tangents, aggregator)
         check_options(model, loss, seed, micro_batch, store_tangents, tangent_dtype, compile)
         check_verify(verify)
+        check_mesh(mesh, compile=compile)
         self.model = model
         self.loss = loss
         self.tangents = Normal(16) if tangents is None else tangents
@@ -74,14 +76,13 @@ class GradientEstimator(ABC):
         self.tangent_dtype = tangent_dtype
         self.compile = compile
         self.verify = verify
+        self.mesh = mesh
+        self._parallel = Parallel(mesh)
         self.step = 0
         self._source = self.tangents.init()
         self._objective = objective_of(model, loss, self.perturb)
         tokens = self._objective.has_tokens
         check_as_they_are(self.tangents, self.aggregator, has_tokens=tokens)
-        self._last_step: tuple[Combination, Tensor, set[str]] | None = None
-        self._last_batch: tuple[Batch, Stream] | None = None
-        self._sizes: dict[str, int] | None = None  # of what the last step perturbed
         self._bind()  # so that a model that does not fit is an error here, not later
 
     @abstractmethod
@@ -90,9 +91,9 @@ class GradientEstimator(ABC):
 
     def _verified_trial(self, batch: Batch, stream: Stream, trial: Trial) -> Trial:
         """What is known about batches of this kind, after a comparison that may find faults."""
-        return verify(
-            self._problem(), self.perturb.bind, self._objective, self._engine, batch, stream, trial
-        )
+        alone = self._problem(is_shared=False)
+        bind, objective = self.perturb.bind, self._objective
+        return verify(alone, bind, objective, self._engine, batch, stream, trial)
 
     def __call__(self, inputs: Any, target: Any = None) -> Tensor:
         """Fill ``.grad`` of every trainable parameter, adding to what is there.
@@ -112,7 +113,11 @@ class GradientEstimator(ABC):
         with record_fallbacks() as fallbacks:
             problem, batch, stream = self.prepare(inputs, target)
             result = self._compiled(problem, batch, stream) or self._eager(problem, batch, stream)
-            loss = result.losses.sum() * self._objective.scale(batch)
+            loss = self._parallel.total(result.losses.sum() * self._objective.scale(batch))
+        if self._parallel.splits_data:
+            check_split(result, self.tangents)
+            of_all = self._parallel.gradients(result.gradients, per_sample=result.per_sample)
+            result = replace(result, gradients=of_all)
         gradients = self._learned(result)
         for parameter, gradient in gradients.items():
             accumulate(parameter, gradient)
@@ -157,9 +162,14 @@ class GradientEstimator(ABC):
             refuse_backward_hooks(list(self.loss.modules()), self.loss)
         if found_parameters(self._modules) != self._bound_to:
             self._bind()
-        batch, stream = self._objective.batch(inputs, target), Stream(self.seed, self.step)
+        batch = self._objective.batch(inputs, target, self._parallel.share)
+        stream = Stream(self.seed, self.step)
+        self._parallel.check(self.model, stream)
         self._kind = kind_of(batch, self._modules, self._device)
-        batch = replace(batch, shapes_of_few=self._trial(batch, stream).shapes)
+        trial = self._trial(batch, stream)
+        if self._parallel.splits_data:
+            check_statistics(trial, batch, self._modules)
+        batch = replace(batch, shapes_of_few=trial.shapes)
         is_new = self.verify == "first" and self._kind not in self._verified
         if self.verify == "always" or is_new:
             trial = self._verified_trial(batch, stream, self._trials[self._kind])
@@ -167,13 +177,17 @@ class GradientEstimator(ABC):
             self._verified.add(self._kind)
         return self._problem(), batch, stream
 
-    def _problem(self) -> Problem:
-        """What the next step differentiates, with what is known about batches of its kind."""
+    def _problem(self, *, is_shared: bool = True) -> Problem:
+        """What the next step differentiates, with what is known about batches of its kind.
+
+        Args:
+            is_shared: Whether other processes take the same step.
+        """
         trial = self._trials[self._kind]
         if self._kind not in self._compared or self.verify == "always":
             compares = trial.is_plain and self.verify == "parts"
             trial = replace(trial, is_plain=compares, compares=compares)
-        return Problem(
+        problem = Problem(
             self._bound,
             self._source,
             self.aggregator,
@@ -181,6 +195,10 @@ class GradientEstimator(ABC):
             self.store_tangents,
             self.tangent_dtype,
         )
+        if not (is_shared and self._parallel):
+            return problem
+        engine = self._parallel.engine(problem.engine)
+        return replace(problem, engine=engine, reduce=self._parallel.reduce)
 
     def _bind(self) -> None:
         """Find the sites, which depend on what is trainable."""
@@ -199,7 +217,8 @@ class GradientEstimator(ABC):
     def _trial(self, batch: Batch, stream: Stream) -> Trial:
         """What is known about batches of this kind."""
         if self._kind not in self._trials:
-            trial = run_few(self._bound, self._objective, batch, stream, self._source)
+            pushed = self._parallel.most_tangents(self._source.num_tangents)
+            trial = run_few(self._bound, self._objective, batch, stream, self._source, pushed)
             if self.micro_batch != "auto" and not trial.is_whole:
                 trial = replace(trial, micro_batch=min(self.micro_batch, batch.size))
             self._trials[self._kind] = trial
@@ -257,110 +276,6 @@ class GradientEstimator(ABC):
             self._trials[self._kind] = replace(trial, micro_batch=size)
             problem = replace(problem, engine=self._problem().engine)
 
-    def along(self, direction: Mapping[str, Tensor], *, curvature: bool = True) -> Line:
-        """The loss of the last batch along a direction: its slope and curvature, per sample.
-
-        One pass of forward mode over forward mode at the parameters as they are now; dropout draws
-        the masks of the last step, batch normalisation uses the batch's statistics.
-
-        Args:
-            direction: Tensors by names of parameters; those without one stay where they are.
-            curvature: Whether to differentiate a second time.
-
-        Raises:
-            RuntimeError: Before the first step.
-            ValueError: If a direction does not fit a parameter.
-
-        Examples:
-            >>> from multitangent import ForwardGradient
-            >>> model = torch.nn.Linear(2, 1, bias=False)
-            >>> gradient = ForwardGradient(model, torch.nn.MSELoss())
-            >>> value = gradient(torch.ones(3, 2), torch.zeros(3, 1))
-            >>> gradient.along({"weight": torch.ones(1, 2)}).curvature  # of (w_1 + w_2)^2
-            tensor(8.)
-        """
-        if self._last_batch is None:
-            raise RuntimeError(
-                "`along` should be called after a step, whose batch it uses. Found none yet. Try "
-                "to call the gradient with a batch first."
-            )
-        return line(self._objective, *self._last_batch, direction, curvature=curvature)
-
-    def assess(self, inputs: Any, target: Any = None, *, repeats: int = 1) -> Assessment:
-        """The gradient that the next step would take of a batch, beside the true one.
-
-        Nothing changes: neither gradients nor buffers, the count of the steps or what sources have
-        learned. It costs `repeats` steps and two of backpropagation.
-
-        Args:
-            inputs: As for a step.
-            target: As for a step.
-            repeats: The number of estimates to average. They differ only in their random tangents.
-                Several estimates tell a bias, which stays, from noise, which averages out.
-
-        Raises:
-            ValueError: If `repeats` is above 1 and a source draws random numbers by other means
-                than its request.
-
-        Examples:
-            Six tangents span all n = 5 activations; one does not, but its mean is without bias:
-
-            >>> from multitangent import ForwardGradient, Mean, Normal
-            >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-            >>> batch = torch.randn(8, 4), torch.zeros(8, dtype=torch.int64)
-            >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(4) + Normal(2))
-            >>> found = gradient.assess(*batch)
-            >>> round(found.cosine, 3), sorted(found.cosines)
-            (1.0, ['0', '2'])
-            >>> found.captured["Normal(num_tangents=4)"] < 0.999 < found.captured["all"]
-            True
-            >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss(), Normal(1), Mean())
-            >>> found = gradient.assess(*batch, repeats=100)
-            >>> found.cosine_of_mean < found.limit > 0.9
-            True
-        """
-        check_repeats(repeats)
-        with record_fallbacks():
-            prepared = self.prepare(inputs, target)
-            sites = self._bound.parameters_by_site()
-            return assess(
-                self._objective, sites, self.tangents, self._eager, *prepared, repeats=repeats
-            )
-
-    @property
-    def sites(self) -> dict[str, int | None]:
-        """What is perturbed: layers or parameters by name, with their sizes, which add up to n.
-
-        The size of a layer's output is that for one sample. It is ``None`` before the first step.
-
-        Examples:
-            >>> from multitangent import ForwardGradient
-            >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-            >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss())
-            >>> gradient.sites
-            {'0': None, '2': None}
-            >>> loss = gradient(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))
-            >>> gradient.sites
-            {'0': 3, '2': 2}
-        """
-        if self._sizes is not None:
-            return dict(self._sizes)
-        return dict.fromkeys(self._bound.parameters_by_site())
-
-    @property
-    def diagnostics(self) -> Diagnostics:
-        """What the last step measured.
-
-        Raises:
-            RuntimeError: Before the first step.
-        """
-        if self._last_step is None:
-            raise RuntimeError(
-                "`diagnostics` should be read after a step. Found none yet. Try to call the "
-                "gradient with a batch first."
-            )
-        return diagnose(*self._last_step)
-
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: the seed, the count of the steps, what sources learned."""
         return {
@@ -390,7 +305,13 @@ class GradientEstimator(ABC):
 
     def _options(self) -> str:
         """The rarer arguments, where they are not the default."""
-        shown = {"store_tangents": True, "tangent_dtype": None, "compile": False, "verify": "first"}
+        shown = {
+            "store_tangents": True,
+            "tangent_dtype": None,
+            "compile": False,
+            "verify": "first",
+            "mesh": None,
+        }
         return "".join(
             f", {name}={getattr(self, name)!r}"
             for name, default in shown.items()

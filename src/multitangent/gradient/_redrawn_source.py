@@ -58,6 +58,10 @@ class RedrawnSource(TangentSource):
         with self._redrawn(request) as here:
             return self.source.draw_one(here, k)
 
+    @property
+    def mixes(self) -> bool:
+        return self.source.mixes
+
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.source.mixing(gram, dimension)
 

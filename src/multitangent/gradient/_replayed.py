@@ -68,6 +68,10 @@ class _DrawnOutside(TangentSource):
     def has_factors(self, request: Request) -> bool:
         return self.source.has_factors(request)
 
+    @property
+    def mixes(self) -> bool:
+        return self.source.mixes
+
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.source.mixing(gram, dimension)
 

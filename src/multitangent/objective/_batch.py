@@ -21,8 +21,9 @@ class Batch:
     Attributes:
         inputs: What the model is called with: a tensor, a tuple or a mapping.
         target: What the loss compares with.
-        rows: Which samples of the batch these are.
-        batch_size: The number of samples of the whole batch.
+        rows: Which samples of the batch these are. The first one is not 0 where other processes
+            have the samples before it.
+        batch_size: The number of samples of the whole batch, on all processes.
         correction: What the losses are multiplied by, for the sake of a weighted mean.
         shapes_of_few: The shapes of perturbed values, by name, of a run of fewer samples.
         has_target_per_sample: Whether the first axis of the target is the batch.
@@ -40,6 +41,11 @@ class Batch:
     def size(self) -> int:
         """The number of these samples."""
         return self.rows.stop - self.rows.start
+
+    def place_in(self, whole: Batch) -> slice:
+        """Which samples of another batch these are, counted from its first one."""
+        first = whole.rows.start
+        return slice(self.rows.start - first, self.rows.stop - first)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Parts of `size` samples each; the last one may have fewer.

@@ -85,11 +85,18 @@ class Dropout:
             return self._guess(shape)
         masks = self._record.masks
         if self._is_whole:
-            masks.append(shape)
-        elif call < len(masks):
+            whole, place = self._guess(shape) if self._is_part else (shape, None)
+            masks.append(whole)
+            return whole, place
+        if call < len(masks):
             place = sample_axis(masks[call], shape, self._rows, self._batch_size)
             return (shape if place is None else masks[call]), place
         return shape, None
+
+    @property
+    def _is_part(self) -> bool:
+        """Whether other processes have further samples of the batch."""
+        return self._rows.stop - self._rows.start < self._batch_size
 
     def _guess(self, shape: list[int]) -> tuple[list[int], tuple[int, int] | None]:
         """The shape for the whole batch, if the first axis that can be that of samples is so."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from multitangent.objective._replaced import replaced
 from multitangent.objective._state import SavedState, dual_names, release
 from multitangent.objective._uncompiled import uncompiled
 from multitangent.tangents import Stream
+
+Share = Callable[[Batch, float], tuple[Batch, float]]
 
 
 class Evaluation(NamedTuple):
@@ -63,18 +65,28 @@ class Objective:
         self._loss_modules = [loss] if isinstance(loss, nn.Module) else []
         self._modules = [model, *self._loss_modules]
 
-    def batch(self, inputs: Any, target: Any) -> Batch:
+    def batch(self, inputs: Any, target: Any, share: Share | None = None) -> Batch:
         """A whole batch.
 
         Args:
             inputs: The model's input, ``[B, ...]``; a tuple or a mapping for several.
             target: What the loss compares with, ``[B, ...]``.
+            share: From these samples, and what a weighted mean over them divides by, to the same as
+                a part of the samples of several processes, and of all of them.
 
         Raises:
-            ValueError: If there is no sample.
+            ValueError: If there is no sample, or no label that counts.
         """
         batch = whole_batch(inputs, target)
-        return replace(batch, correction=self.loss.correction(batch.target))
+        weight = self.loss.weight(batch.target, batch.size)
+        if share is not None:
+            batch, weight = share(batch, weight)
+        if not weight:
+            raise ValueError(
+                "`target` should have a label that counts: the mean is one over those. Found a "
+                "batch whose labels are all ignored or have no weight. Try to leave it out."
+            )
+        return replace(batch, correction=batch.batch_size / weight)
 
     def output(self, part: Batch, parameters: Mapping[str, Tensor] | None = None) -> Any:
         """The model's output for some samples.

@@ -72,30 +72,23 @@ class PerSampleLoss:
         """What the sum over the samples is multiplied by to give the loss of the batch."""
         return 1.0 if self.reduction == "sum" else 1.0 / batch_size
 
-    def correction(self, target: Any) -> float:
-        """B over what a weighted mean divides by, from the whole batch's target."""
+    def weight(self, target: Any, size: int) -> float:
+        """What a weighted mean over some samples divides by, which is their number elsewhere."""
         if self._stated != "mean" or not isinstance(
             self._function, (nn.CrossEntropyLoss, nn.NLLLoss)
         ):
-            return 1.0
+            return float(size)
         if not isinstance(target, Tensor):
-            return 1.0
+            return float(size)
         if target.is_floating_point():  # class probabilities, of B times some positions
-            return 1.0 if target.ndim < 2 else target.shape[0] * target.shape[1] / target.numel()
+            return float(size) if target.ndim < 2 else target.numel() / target.shape[1]
         if isinstance(self._function, LogitsLoss):
             target = self._function.counted(target)
         kept = target != self._function.ignore_index
         weight = self._function.weight
         if weight is None:
-            divisor = float(kept.sum())
-        else:
-            divisor = float(weight[torch.where(kept, target.long(), 0)].mul(kept).sum())
-        if not divisor:
-            raise ValueError(
-                "`target` should have a label that counts: the mean is one over those. Found a "
-                "batch whose labels are all ignored or have no weight. Try to leave it out."
-            )
-        return target.shape[0] / divisor
+            return float(kept.sum())
+        return float(weight[torch.where(kept, target.long(), 0)].mul(kept).sum())
 
     def __call__(
         self,

@@ -28,6 +28,7 @@ from multitangent.perturbation._hooks import Injector, Visitor, observed
 from multitangent.perturbation._perturbation import (
     Inject,
     again,
+    check_unwritten,
     no_injection,
     reading,
     zero_injection,
@@ -71,6 +72,7 @@ class ActivationRun:
         discount: float | None = None,
     ) -> None:
         self.batch = batch
+        self._versions = batch.versions
         self.discount = discount
         self.scale = objective.scale(batch)
         self.tangents = tangents
@@ -92,7 +94,7 @@ class ActivationRun:
 
     def record(self, inject: Inject) -> Evaluation:
         if inject is no_injection:
-            return self._plainly(self._objective.saved_state(with_generators=False))
+            return self._plainly(self._objective.saved_state())
         return self._recorded(inject, record=None)
 
     def prepare(self, *, certainly: bool = False) -> Tensor:
@@ -112,6 +114,7 @@ class ActivationRun:
                 return self._recorded(zero_injection, None if record is None else self._record)
 
     def _restart(self, before: SavedState) -> None:
+        check_unwritten(self.batch, self._versions)
         before.restore()
         self.tangents.blocks.clear()
         self._watched = None
@@ -222,7 +225,7 @@ class ActivationRun:
         self, part: Batch, inject: Inject, statistics: Statistics = "frozen", *, reuse: bool = False
     ) -> Evaluation:
         record = self._record if reuse else self._record.to_differentiate()
-        injector = Injector(lambda value, name: inject(value, name, part.rows))
+        injector = Injector(lambda value, name: inject(value, name, part.place_in(self.batch)))
         with (
             again(self._change, self.starts_after),
             self._objective.mode(part, self._stream, statistics, record=record),
@@ -305,7 +308,7 @@ class ActivationRun:
         self._add_block(name, detached)
         if self._needs_last_gradient and self._ending is not None and name == self._ending.value:
             detached = self._begin_ending(detached)
-        injected = inject(detached, name, self.batch.rows)
+        injected = inject(detached, name, slice(0, self.batch.size))
         self._last = Injection(name, detached, injected, primal(injected)._version)
         return injected
 
@@ -321,7 +324,7 @@ class ActivationRun:
         return self._watched is not None
 
     def _add_block(self, name: str, value: Tensor) -> None:
-        size = self.batch.size
+        size, rows = self.batch.size, self.batch.rows
         of_few = self.batch.shapes_of_few.get(name)  # of fewer samples, if there are several
         is_other = of_few is not None and size > 1 and of_few[:1] == value.shape[:1]
         if value.ndim == 0 or value.shape[0] != size or is_other:
@@ -334,7 +337,7 @@ class ActivationRun:
             name,
             primal(value),
             value.shape[1:],
-            samples=range(size) if self._own_tangents else None,
+            samples=range(rows.start, rows.stop) if self._own_tangents else None,
             target=self.batch.target,
             loss=self._objective.loss,
         )

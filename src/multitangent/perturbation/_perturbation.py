@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
@@ -138,11 +138,16 @@ def reading(batch: Batch) -> Iterator[None]:
     """A block in which the model must not write into its input, since the parts need it too."""
     versions = batch.versions
     yield
+    check_unwritten(batch, versions)
+
+
+def check_unwritten(batch: Batch, versions: Sequence[int]) -> None:
+    """Raise if the model has written into an input that it runs on once more."""
     if batch.versions != versions:
         raise RuntimeError(
-            "`model` should leave its input as it is where the batch is split into parts, which "
-            "run again. Found an input that was changed in place. Try `x = x.clone()` at the "
-            "start of the model, or `micro_batch` as large as the batch."
+            "`model` should leave its input as it is where it runs more than once for a step, such "
+            "as on parts of the batch. Found an input that was changed in place. Try `x = "
+            "x.clone()` at the start of the model, or `micro_batch` as large as the batch."
         )
 
 

@@ -27,6 +27,7 @@ from multitangent.perturbation._perturbation import (
     BoundPerturbation,
     Inject,
     again,
+    check_unwritten,
     no_injection,
     reading,
     zero_injection,
@@ -99,7 +100,7 @@ class _WeightRun:
 
     def record(self, inject: Inject) -> Evaluation:
         if inject is no_injection:
-            return self._plainly(self._objective.saved_state(with_generators=False))
+            return self._plainly(self._objective.saved_state())
         return self._evaluated(self.batch, inject, "update")
 
     @torch.no_grad()
@@ -115,9 +116,11 @@ class _WeightRun:
 
     def _plainly(self, before: SavedState) -> Evaluation:
         """Run the whole batch with no value replaced, whatever the model asks its tensors."""
+        versions = self.batch.versions
         try:
             return self._recorded(no_injection)
         except GraphQuery:
+            check_unwritten(self.batch, versions)
             before.restore()
             with ordinary_afterwards():
                 return self._recorded(zero_injection)
@@ -192,7 +195,7 @@ class _WeightRun:
         with torch.enable_grad():
             found = list(leaves(losses))
             gradients = torch.autograd.grad(losses.sum() * self.scale, found) if found else ()
-        if part.rows.start == 0:  # the first part of another run of the batch
+        if part.rows.start == self.batch.rows.start:  # the first part of another run of the batch
             self._of_losses.clear()
         self._of_losses[part.rows.start] = dict(zip(found, gradients, strict=True))
 

@@ -16,6 +16,7 @@ from multitangent.tangents._mixed import Cone, Normalized, Orthogonal, Sphere
 from multitangent.tangents._observation import Needs, Observation
 from multitangent.tangents._own_value import OwnValue
 from multitangent.tangents._random import Normal, Rademacher
+from multitangent.tangents._range import TangentRange
 from multitangent.tangents._request import Request
 from multitangent.tangents._residual import Residual
 from multitangent.tangents._rows_block import DenseBlock, RedrawnBlock
@@ -52,6 +53,7 @@ __all__ = [
     "StandardBasis",
     "StatefulSource",
     "Stream",
+    "TangentRange",
     "TangentSource",
     "Tangents",
     "TangentsInTime",

@@ -36,7 +36,7 @@ class Block(ABC):
         self.request = request
         self.num_tangents = source.num_tangents
         self.dtype = request.dtype if dtype is None else dtype
-        self._source = source
+        self.source = source
 
     @property
     def dimension(self) -> int:

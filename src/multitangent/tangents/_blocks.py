@@ -27,7 +27,6 @@ class Tangents:
         dtype: The type in which tangents are carried, by default the perturbed value's.
 
     Attributes:
-        blocks: The blocks by the names of their sites.
         needs: What the source needs of this step.
         dtype: The type in which tangents are carried, ``None`` for the perturbed value's.
 
@@ -51,7 +50,7 @@ class Tangents:
     ) -> None:
         self.source = source
         self.stream = stream
-        self.blocks: dict[str, Block] = {}
+        self._blocks: dict[str, Block] = {}
         # Asked once: a source may need the output of its first step only.
         self.needs = source.needs(stream.step)
         self._store = store
@@ -59,9 +58,23 @@ class Tangents:
         self._joined: Tensor | None = None  # the rows [K, n] of all small blocks
 
     @property
+    def blocks(self) -> dict[str, Block]:
+        """The blocks by the names of their sites."""
+        return self._blocks
+
+    def block(self, name: str) -> Block | None:
+        """The block of a site, ``None`` if there is none."""
+        return self._blocks.get(name)
+
+    @property
     def num_tangents(self) -> int:
         """K."""
         return self.source.num_tangents
+
+    @property
+    def guesses(self) -> tuple[bool, ...]:
+        """Which of the tangents are guesses of the gradient."""
+        return self.source.guesses
 
     @property
     def dimension(self) -> int:

@@ -112,6 +112,10 @@ class Every(TangentSource):
     def draw_factors(self, request: Request) -> Factored:
         return self._drawn(request).draw_factors(request)
 
+    @property
+    def mixes(self) -> bool:
+        return self._all.mixes
+
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self._all.mixing(gram, dimension)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multitangent.dual import Deferred, Drawn, Factored, Factors, Part
+from multitangent.dual import Deferred, Drawn, Factored, Part
 from multitangent.tangents._block import Block
 from multitangent.tangents._request import Request
 from multitangent.tangents._source import TangentSource
@@ -45,7 +45,7 @@ class FactoredBlock(Block):
         """
         if self._kept is not None:
             return self._kept
-        drawn = self._source.draw_factors(self.request)
+        drawn = self.source.draw_factors(self.request)
         self._check(drawn)
         drawn = drawn.to(self.dtype)
         if self.is_stored:
@@ -62,18 +62,8 @@ class FactoredBlock(Block):
         return self.factored().computed().unsqueeze(1)
 
     def row(self, k: int, samples: slice | None = None) -> Tensor | None:
-        for part in self.factored().parts:
-            count = part.shape[0]
-            if k < count:
-                one = slice(k, k + 1)
-                alone = (
-                    part[one]
-                    if isinstance(part, Tensor)
-                    else Factors(part.left[one], part.right[one])
-                )
-                return Factored([alone]).computed()
-            k -= count
-        return None
+        factored = self.factored()
+        return factored.take(range(k, k + 1)).computed() if k < len(factored) else None
 
     def gram(self) -> Tensor:
         parts = [part.to(torch.float64) for part in self.factored().parts]
@@ -100,7 +90,7 @@ class FactoredBlock(Block):
 
     def _check(self, drawn: object) -> None:
         wanted, dtype = self.request.shape, self.request.dtype
-        fewest = 1 if any(self._source.guesses) else self.num_tangents
+        fewest = 1 if any(self.source.guesses) else self.num_tangents
         if not isinstance(drawn, Factored):
             description = type(drawn).__name__
         elif (
@@ -111,7 +101,7 @@ class FactoredBlock(Block):
         else:
             description = f"{[list(part.shape) for part in drawn.parts]} of {drawn.dtype}"
         raise ValueError(
-            f"`draw_factors` of {self._source!r} should return Factored tangents of shape "
+            f"`draw_factors` of {self.source!r} should return Factored tangents of shape "
             f"{[self.num_tangents, *wanted]} of {dtype} in all. Found {description}."
         )
 

@@ -110,7 +110,7 @@ class Homogeneous(TangentSource):
         squares = _products(value, value)
         known = _products(error.to(exact), output.to(exact))
         missing = known - _products(rows.sum(0, dtype=exact), value)
-        share = (missing / squares.clamp(min=_LEAST)).view(-1, *[1] * len(request.shape))
+        share = torch.where(squares > 0, missing / squares, 0.0).view(-1, *[1] * len(request.shape))
         row = min(request.site % self.num_tangents, len(rows) - 1)
         corrected = torch.addcmul(rows[row].to(exact), share, value).to(rows.dtype)
         if len(rows) == 1:
@@ -118,9 +118,6 @@ class Homogeneous(TangentSource):
         others = rows.expand(-1, *corrected.shape).clone()
         others[row] = corrected
         return others
-
-
-_LEAST = 1e-30  # of a squared norm: below, a value counts as zero
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:

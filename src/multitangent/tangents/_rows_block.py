@@ -64,7 +64,7 @@ class RowsBlock(Block):
     def _most_samples(self) -> int:
         """How many samples have tangents of their own, at most."""
         # Guesses are a sample's own, even where random tangents are shared.
-        shared = self.request.samples is None and not any(self._source.guesses)
+        shared = self.request.samples is None and not any(self.source.guesses)
         return 1 if shared else self.request.batch or 1
 
     def _padded(self, tangents: Tensor) -> Tensor:
@@ -74,9 +74,9 @@ class RowsBlock(Block):
         return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
     def _draw(self, request: Request) -> Tensor:
-        block: Any = self._source.draw(request)
+        block: Any = self.source.draw(request)
         of_samples = 1 if self._most_samples == 1 else request.batch
-        fewest = 1 if any(self._source.guesses) else self.num_tangents
+        fewest = 1 if any(self.source.guesses) else self.num_tangents
         fits = (
             isinstance(block, Tensor)
             and block.ndim == len(request.shape) + 2
@@ -89,7 +89,7 @@ class RowsBlock(Block):
             kind = type(block).__name__
             description = f"{list(block.shape)} of {block.dtype}" if kind == "Tensor" else kind
             raise ValueError(
-                f"`draw` of {self._source!r} should return tangents of shape "
+                f"`draw` of {self.source!r} should return tangents of shape "
                 f"{[self.num_tangents, of_samples, *request.shape]} of {request.dtype}, or "
                 f"with 1 in place of the second axis. Found {description}."
             )
@@ -113,11 +113,13 @@ class DenseBlock(RowsBlock):
 
     def total(self, chosen: Sequence[int], losses: Sequence[int]) -> Tensor:
         rows = self.rows()
-        if not (found := [rows[k] for k in chosen if k < len(rows)]):
+        found = [rows[k].to(self.request.dtype) for k in chosen if k < len(rows)]
+        if not found:
             return super().total(chosen, losses)
-        total = (found[0] if len(found) == 1 else torch.stack(found).sum(0)).to(self.request.dtype)
-        shape = (*losses, *self.request.shape)
-        return total.expand(shape) if losses else total[0]
+        total = found[0] if len(found) == 1 else torch.stack(found).sum(0)
+        if not losses:
+            return total[0].clone(memory_format=torch.contiguous_format)  # the source may keep it
+        return total.expand(*losses, *self.request.shape)
 
 
 class RedrawnBlock(RowsBlock):
@@ -130,7 +132,7 @@ class RedrawnBlock(RowsBlock):
 
     def row(self, k: int, samples: slice | None = None) -> Tensor | None:
         request = self.request if samples is None else self.request.take(samples)
-        rows = self._source.draw_one(request, k)
+        rows = self.source.draw_one(request, k)
         return rows[0].to(self.dtype) if len(rows) else None
 
     def gram(self) -> Tensor:

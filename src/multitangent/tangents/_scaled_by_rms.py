@@ -72,6 +72,10 @@ class ScaledByRMS(TangentSource):
     def draw_factors(self, request: Request) -> Factored:
         return self.inner.draw_factors(request)
 
+    @property
+    def mixes(self) -> bool:
+        return self.inner.mixes
+
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.inner.mixing(gram, dimension)
 
@@ -116,6 +120,10 @@ class _RunningSizes(TangentSource):
 
     def draw_factors(self, request: Request) -> Factored:
         return self.inner.draw_factors(request)  # weights keep the tangents that they had
+
+    @property
+    def mixes(self) -> bool:
+        return self.inner.mixes
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         return self.inner.mixing(gram, dimension)

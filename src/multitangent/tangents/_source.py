@@ -81,6 +81,11 @@ class TangentSource(ABC):
         return None
 
     @property
+    def mixes(self) -> bool:
+        """Whether `mixing` may return a matrix."""
+        return type(self).mixing is not TangentSource.mixing
+
+    @property
     def sources(self) -> tuple[TangentSource, ...]:
         """Those that this one is made of, none by default."""
         return ()
@@ -211,6 +216,10 @@ class _SumOfSources(TangentSource):
                 return source.draw_one(replace(request, first=request.first + first), k - first)
             first += source.num_tangents
         return self.draw(request)[k:]
+
+    @property
+    def mixes(self) -> bool:
+        return any(source.mixes for source in self.sources)
 
     def mixing(self, gram: Tensor, dimension: int) -> Tensor | None:
         found: list[tuple[slice, Tensor]] = []

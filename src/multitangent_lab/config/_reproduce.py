@@ -79,8 +79,8 @@ class ReproduceConfig:
     simulated: bool = False
     """Networks: directional derivatives from backpropagation, not the real forward mode."""
     epochs: int | None = None
-    """Networks: train one seed of each for at most so many epochs, as a result of its own; by
-    default three seeds for up to 200 epochs, as the paper does."""
+    """Table I: train one seed of each network for at most so many epochs, as a result of its own;
+    by default three seeds for up to 200 epochs, as the paper does."""
     data_dir: Path | None = None
     """Folder of the data; by default $MULTITANGENT_DATA, else the user's cache folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -88,16 +88,15 @@ class ReproduceConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, {"workers": 1, "epochs": 1})
-        for name in ("simulated", "epochs"):
-            if getattr(self, name) and self.figure not in NETWORKS:
-                raise ConfigError(
-                    f"`{name}` should go with {' or '.join(NETWORKS)}, whose networks it concerns. "
-                    f"Found {self.figure}. Try fig6."
-                )
-        if self.quick and self.epochs:
+        if self.simulated and self.figure not in NETWORKS:
             raise ConfigError(
-                "`epochs` should go without `quick`, whose small networks have a number of epochs "
-                f"of their own. Found {self.epochs}. Try one of the two."
+                f"`simulated` should go with {' or '.join(NETWORKS)}, whose networks it concerns. "
+                f"Found {self.figure}. Try fig6."
+            )
+        if self.epochs is not None and (self.figure != "table1" or self.quick):
+            found = f"{self.figure}{' and quick' if self.quick else ''}"
+            raise ConfigError(
+                f"`epochs` should go with table1 in full. Found {found}. Try it without."
             )
         if self.quick and self.figure not in _WITH_QUICK:
             raise ConfigError(

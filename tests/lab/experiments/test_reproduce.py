@@ -393,9 +393,9 @@ def test_two_processes_share_a_figure(tmp_path):
     [
         ({"figure": "fig7"}, "`figure` should be one of .* Found 'fig7'"),
         ({"figure": "fig3", "simulated": True}, "`simulated` should go with fig6 or table1"),
-        ({"figure": "fig3", "epochs": 1}, "`epochs` should go with fig6 or table1"),
-        ({"figure": "fig6", "epochs": 0}, "`epochs` should be at least 1. Found 0"),
-        ({"figure": "fig6", "epochs": 1, "quick": True}, "`epochs` should go without `quick`"),
+        ({"figure": "fig6", "epochs": 1}, "`epochs` should go with table1 in full. Found fig6"),
+        ({"figure": "table1", "epochs": 0}, "`epochs` should be at least 1. Found 0"),
+        ({"figure": "table1", "epochs": 1, "quick": True}, "Found table1 and quick"),
         ({"workers": 0}, "`workers` should be at least 1. Found 0. Try 1"),
         ({"budget_minutes": -1.0}, "`budget_minutes` should be positive"),
     ],
