@@ -19,12 +19,14 @@ from multitangent.tangents import Normal
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-NEEDS = {"lightning_module": "lightning", "peft_lora": "peft"}
+NEEDS = {"lightning_module": "lightning", "many_processes": "torch", "peft_lora": "peft"}
 ids = [path.stem for path in SCRIPTS]
 
 
 def test_there_is_a_script_for_every_integration() -> None:
-    assert ids == ["lightning_module", "peft_lora", "plain_loop", "trainer_subclass"]
+    assert ids == [
+        "lightning_module", "many_processes", "peft_lora", "plain_loop", "trainer_subclass"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=ids)
@@ -45,6 +47,23 @@ def test_the_loss_falls(script: Path, tmp_path: Path) -> None:
     assert len(losses) >= 4
     assert losses[-1] < losses[0] - 0.5
     assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_two_processes_print_what_one_prints() -> None:
+    script = ROOT / "examples" / "many_processes.py"
+    alone, shared = (
+        subprocess.run(
+            [sys.executable, *command, script],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        ).stdout
+        for command in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])
+    )
+    assert alone.count("loss") == shared.count("loss") == 5
+    assert alone == shared
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=ids)

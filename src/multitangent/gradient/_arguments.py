@@ -80,7 +80,7 @@ def check_options(
         raise TypeError(
             "`model` should be the module itself: no backward pass calls the hooks by which "
             "DataParallel and DistributedDataParallel add up gradients. Found a wrapped one. Try "
-            "`model.module`, and torch.distributed.all_reduce on `.grad` after each step."
+            "`model.module`, with a `mesh` whose axis is 'data'."
         )
     for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
         trained = any(p.requires_grad for p in module.parameters())

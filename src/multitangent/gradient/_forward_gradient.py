@@ -44,6 +44,9 @@ class ForwardGradient(GradientEstimator):
             without tangents. ``"parts"`` runs two parts as one in place of the whole, and compares
             nothing else. It is for weights, if the whole does not fit into memory. It does not
             notice what only larger batches do.
+        mesh: Processes that share every step, along axes ``"tangent"`` (each pushes some of the
+            tangents), ``"data"`` (each has samples of its own), or both. Every rank then makes the
+            same calls. ``None`` is a single process.
 
     Raises:
         ValueError: If an argument is out of range, or the model does not fit the perturbation.
