@@ -28,7 +28,7 @@ from multitangent.engine import SplitError
 from multitangent.gradient import _estimator, step
 from multitangent.gradient._bias import Products, Sums
 from multitangent.gradient._redrawn_source import RedrawnSource
-from multitangent.tangents import Orthogonal, RunningMean, StandardBasis, TangentSource
+from multitangent.tangents import Orthogonal, RunningMean, StandardBasis, Stream, TangentSource
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -113,7 +113,9 @@ def test_all_is_as_if_every_estimate_were_kept(perturb):
     problem, batch, stream = gradient.prepare(x, y)
     seeds = [stream.seed] + [stream.fold_in("estimate", i) for i in range(1, 6)]
     estimates = [
-        step(replace(problem, source=RedrawnSource(problem.source, s, 0)), batch, stream).gradients
+        step(
+            replace(problem, source=RedrawnSource(problem.source, Stream(s, 0))), batch, stream
+        ).gradients
         for s in seeds
     ]
     LOSS(model(x), y).backward()

@@ -87,6 +87,7 @@ OF_TANGENTS = {
     "weights": Case(Normal(5), perturb="weights"),
     "weights drawn again": Case(Normal(5), perturb="weights", options={"store_tangents": False}),
     "low rank": Case(LowRank(4) + RunningMean(), perturb="weights"),
+    "counted": Case(Normal(3) + Rademacher(3), perturb=OWN, options={"generator": "philox"}),
     "simulated": Case(Normal(5), perturb=OWN, kind=SimulatedGradient),
     "differences": Case(Normal(5), perturb="weights", kind=DifferenceGradient),
 }
@@ -106,6 +107,9 @@ OF_DATA = {
     "weights drawn again": Case(Normal(5), perturb="weights", options={"store_tangents": False}),
     "weights and dropout": Case(Rademacher(5), perturb="weights", model="dropout"),
     "low rank": Case(LowRank(4) + RunningMean(), perturb="weights"),
+    "counted": Case(
+        Normal(3) + Rademacher(3), perturb=OWN, model="dropout", options={"generator": "philox"}
+    ),
     "simulated": Case(Normal(5), kind=SimulatedGradient),
     "differences": Case(Normal(5), perturb="weights", kind=DifferenceGradient),
 }

@@ -134,8 +134,19 @@ def check_repeats(repeats: object) -> None:
         )
 
 
-def check_state(state: Mapping[str, Any], tangents: TangentSource) -> None:
+def check_generator(generator: object) -> None:
+    """Raise where `generator` is none of what it can be."""
+    if generator not in ("torch", "philox"):
+        raise ValueError(f"`generator` should be 'torch' or 'philox'. Found {generator!r}.")
+
+
+def check_state(state: Mapping[str, Any], tangents: TangentSource, generator: str) -> None:
     """Raise if a saved state belongs to other tangents."""
+    if (saved := state.get("generator", "torch")) != generator:
+        raise ValueError(
+            f"`state` should belong to a gradient with generator={generator!r}. Found {saved!r}. "
+            f"Try ForwardGradient with generator={saved!r}."
+        )
     source = state.get("source", repr(tangents))  # older states do not say
     if source != repr(tangents):
         raise ValueError(

@@ -87,7 +87,7 @@ def assess(
         with objective.preserved():
             return step(replace(problem, source=source, measures=measures), batch, stream)
 
-    first = RedrawnSource(problem.source, stream.seed, stream.step)
+    first = RedrawnSource(problem.source, stream)
     result = estimate(first if repeats > 1 else problem.source, measures=True)
     with objective.preserved():
         true = _backpropagated(objective, batch, stream)
@@ -99,7 +99,9 @@ def assess(
     if repeats > 1 and not first.is_random:
         several.add(result.gradients)  # every other estimate would be the same
     for i in range(1, repeats if first.is_random else 1):
-        other = RedrawnSource(problem.source, stream.fold_in("estimate", i), stream.step)
+        other = RedrawnSource(
+            problem.source, Stream(stream.fold_in("estimate", i), stream.step, stream.kind)
+        )
         several.add(estimate(other).gradients)
     overall = several.products(several.parameters)
     by_site = {site: several.products(parameters) for site, parameters in sites.items()}

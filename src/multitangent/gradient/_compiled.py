@@ -194,7 +194,7 @@ def _other_step(problem: Problem, stream: Stream) -> Stream:
     kind = kind_of_step(problem.source, stream.step)
     later = range(stream.step + 1, stream.step + 1 + _NEAR)
     alike = (count for count in later if kind_of_step(problem.source, count) == kind)
-    return Stream(stream.seed + 1, next(alike, stream.step))
+    return Stream(stream.seed + 1, next(alike, stream.step), stream.kind)
 
 
 def _changing(

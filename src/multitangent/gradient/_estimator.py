@@ -19,6 +19,7 @@ from multitangent.dual import record_fallbacks
 from multitangent.engine import Engine, SplitError, Trial, run_few
 from multitangent.gradient._arguments import (
     check_as_they_are,
+    check_generator,
     check_kinds,
     check_mesh,
     check_options,
@@ -60,11 +61,13 @@ class GradientEstimator(Inspectable):
         compile: bool = False,
         verify: Literal["first", "always", "parts", False] = "first",
         mesh: DeviceMesh | None = None,
+        generator: Literal["torch", "philox"] = "torch",
     ) -> None:
         check_kinds(tangents, aggregator)
         check_options(model, loss, seed, micro_batch, store_tangents, tangent_dtype, compile)
         check_verify(verify)
         check_mesh(mesh, compile=compile)
+        check_generator(generator)
         self.model = model
         self.loss = loss
         self.tangents = Normal(16) if tangents is None else tangents
@@ -77,6 +80,7 @@ class GradientEstimator(Inspectable):
         self.compile = compile
         self.verify = verify
         self.mesh = mesh
+        self.generator = generator
         self._parallel = Parallel(mesh)
         self.step = 0
         self._source = self.tangents.init()
@@ -163,7 +167,7 @@ class GradientEstimator(Inspectable):
         if found_parameters(self._modules) != self._bound_to:
             self._bind()
         batch = self._objective.batch(inputs, target, self._parallel.share)
-        stream = Stream(self.seed, self.step)
+        stream = Stream(self.seed, self.step, self.generator)
         self._parallel.check(self.model, stream)
         self._kind = kind_of(batch, self._modules, self._device)
         trial = self._trial(batch, stream)
@@ -283,6 +287,7 @@ class GradientEstimator(Inspectable):
             "step": self.step,
             "tangents": self._source.state_dict(),
             "source": repr(self.tangents),
+            "generator": self.generator,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -291,7 +296,7 @@ class GradientEstimator(Inspectable):
         Raises:
             ValueError: If it is that of other tangents.
         """
-        check_state(state, self.tangents)
+        check_state(state, self.tangents, self.generator)
         self.seed, self.step = int(state["seed"]), int(state["step"])
         self._source.load_state_dict(copied(dict(state.get("tangents", {})), self._device))
 
@@ -311,6 +316,7 @@ class GradientEstimator(Inspectable):
             "compile": False,
             "verify": "first",
             "mesh": None,
+            "generator": "torch",
         }
         return "".join(
             f", {name}={getattr(self, name)!r}"

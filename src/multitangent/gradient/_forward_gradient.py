@@ -47,6 +47,10 @@ class ForwardGradient(GradientEstimator):
         mesh: Processes that share every step, along axes ``"tangent"`` (each pushes some of the
             tangents), ``"data"`` (each has samples of its own), or both. Every rank then makes the
             same calls. ``None`` is a single process.
+        generator: Where random tangents and the masks of dropout come from. ``"torch"`` are
+            PyTorch's generators, whose numbers differ between kinds of devices. ``"philox"`` is a
+            counter-based generator (Philox 4x32-10, Salmon et al. 2011), whose bits are the same on
+            every device; normal numbers are one of 65536 levels.
 
     Raises:
         ValueError: If an argument is out of range, or the model does not fit the perturbation.

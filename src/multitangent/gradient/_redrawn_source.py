@@ -20,17 +20,16 @@ class RedrawnSource(TangentSource):
 
     Args:
         source: The source.
-        seed: The seed of its random numbers.
-        step: The count of the step.
+        stream: Its random numbers.
 
     Attributes:
         is_random: Whether the source has asked for a random number so far.
     """
 
-    def __init__(self, source: TangentSource, seed: int, step: int) -> None:
+    def __init__(self, source: TangentSource, stream: Stream) -> None:
         self.source = source
         self.num_tangents = source.num_tangents
-        self._stream = _NotedStream(seed, step)
+        self._stream = _NotedStream(stream.seed, stream.step, stream.kind)
 
     @property
     def is_random(self) -> bool:

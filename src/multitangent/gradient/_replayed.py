@@ -21,12 +21,14 @@ class RecordingStream(Stream):
     """
 
     def __init__(self, stream: Stream) -> None:
-        super().__init__(stream.seed, stream.step)
+        super().__init__(stream.seed, stream.step, stream.kind)
         self.draws: list[Callable[[Stream], Tensor]] = []
 
     def drawn(self, draw: Callable[[Stream], Tensor]) -> Tensor:
         self.draws.append(draw)
-        return draw(Stream(self.seed, self.step))  # which does not record the draws inside
+        return draw(
+            Stream(self.seed, self.step, self.kind)
+        )  # which does not record the draws inside
 
 
 class ReplayedStream(Stream):
@@ -38,7 +40,7 @@ class ReplayedStream(Stream):
     """
 
     def __init__(self, stream: Stream, values: Sequence[Tensor]) -> None:
-        super().__init__(stream.seed, stream.step)
+        super().__init__(stream.seed, stream.step, stream.kind)
         self._values = iter(values)
 
     def drawn(self, draw: Callable[[Stream], Tensor]) -> Tensor:

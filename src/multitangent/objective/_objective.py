@@ -19,7 +19,7 @@ from multitangent.objective._record import BatchRecord
 from multitangent.objective._replaced import replaced
 from multitangent.objective._state import SavedState, dual_names, release
 from multitangent.objective._uncompiled import uncompiled
-from multitangent.tangents import Stream
+from multitangent.tangents import IndependentRows, Stream
 
 Share = Callable[[Batch, float], tuple[Batch, float]]
 
@@ -168,11 +168,7 @@ class Objective:
         """
 
         def noise(call: int, shape: Sequence[int], device: torch.device) -> Tensor:
-            def draw(stream: Stream) -> Tensor:
-                generator = stream.generator(device, stream.fold_in("dropout", call))
-                return torch.rand(shape, generator=generator, device=device)
-
-            return stream.drawn(draw)
+            return _uniform(stream, call, shape, device)
 
         mode = BatchMode(
             noise,
@@ -237,6 +233,20 @@ def output_tensor(output: Any) -> Tensor:
             "the loss is computed from."
         )
     return value.detach()
+
+
+def _uniform(stream: Stream, call: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Uniform numbers for one call of dropout."""
+    if stream.kind == "philox":
+        place = ("dropout", call)
+        rows = IndependentRows(stream, 0, tuple(shape), None, 0, torch.float32, device, place)
+        return rows.uniform(1)[0, 0]
+
+    def draw(stream: Stream) -> Tensor:
+        generator = stream.generator(device, stream.fold_in("dropout", call))
+        return torch.rand(shape, generator=generator, device=device)
+
+    return stream.drawn(draw)
 
 
 def gradient_by(leaf: Tensor, losses: Tensor) -> Tensor:

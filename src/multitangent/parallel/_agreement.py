@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multitangent.parallel._ranks import Ranks
-from multitangent.tangents import Stream
+from multitangent.tangents import IndependentRows, Stream
 
 _DRAWN = 4096  # random numbers that are compared
 
@@ -22,8 +22,9 @@ def check_agreement(axes: Sequence[Ranks], model: nn.Module, stream: Stream) -> 
         RuntimeError: If a rank differs from the first one of an axis, whose name it says.
     """
     device = next(model.parameters()).device
-    key = stream.fold_in("agreement")
-    drawn = torch.empty(_DRAWN, device=device).normal_(generator=stream.generator(device, key))
+    place = ("agreement",)
+    rows = IndependentRows(stream, 0, (_DRAWN,), None, 0, torch.float32, device, place)
+    drawn = rows.normal(1)
     sums = {
         "parameters": checksum(model.parameters()),
         "buffers": checksum(model.buffers()),

@@ -9,10 +9,12 @@ from math import prod
 import torch
 from torch import Tensor
 
+from multitangent.tangents import _philox
 from multitangent.tangents._stream import Stream
 
 _TOGETHER = 16  # rows at most that have a generator in common,
 _SHORT = 4096  # and numbers at most
+_GAP = 2**31  # between the numbers of two samples' first rows
 Fill = Callable[[Tensor, torch.Generator], object]
 
 
@@ -52,17 +54,37 @@ class IndependentRows:
         Returns:
             ``[K, 1, *shape]``, or ``[K, b, *shape]`` for b samples of their own.
         """
+        if self.stream.kind == "philox":
+            return self._counted(count, _philox.normal)
         return self._drawn(count, lambda row, generator: row.normal_(generator=generator))
 
     def uniform(self, count: int) -> Tensor:
         """Numbers from 0 to 1, as `normal`."""
+        if self.stream.kind == "philox":
+            return self._counted(count, _philox.uniform)
         return self._drawn(count, lambda row, generator: row.uniform_(generator=generator))
 
     def rademacher(self, count: int) -> Tensor:
         """+1 or -1, each with probability one half, as `normal`."""
+        if self.stream.kind == "philox":
+            return self._counted(count, _philox.rademacher)
         return self._drawn(
             count, lambda row, generator: row.random_(0, 2, generator=generator).mul_(2).sub_(1)
         )
+
+    def _counted(self, count: int, draw: _philox.Draw) -> Tensor:
+        """Rows by their numbers: those of samples follow one another with wide gaps."""
+        own = self.samples
+        samples = torch.zeros(1, dtype=torch.int64) if own is None else torch.tensor(list(own))
+        place = (self.site, *self.place, "shared" if own is None else "sample")
+        rows = torch.arange(self.first, self.first + count)[:, None] + _GAP * samples
+        size = prod(self.shape)
+
+        def numbers(stream: Stream) -> Tensor:
+            key = stream.fold_in(*place)
+            return draw(rows.flatten().to(self.device), size, key, self.dtype)
+
+        return self.stream.drawn(numbers).view(count, len(samples), *self.shape)
 
     def _drawn(self, count: int, fill: Fill) -> Tensor:
         if self.samples is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,11 +16,14 @@ class Stream:
     Args:
         seed: The user's seed.
         step: The count of the step.
+        kind: Where tangents and masks come from: ``"torch"``, PyTorch's generators, or
+            ``"philox"``, whose bits are the same on every device.
     """
 
-    def __init__(self, seed: int, step: int) -> None:
+    def __init__(self, seed: int, step: int, kind: Literal["torch", "philox"] = "torch") -> None:
         self.seed = seed
         self.step = step
+        self.kind = kind
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def drawn(self, draw: Callable[[Stream], Tensor]) -> Tensor:
