@@ -56,6 +56,7 @@ class Inspectable(ABC):
             ValueError: If a direction does not fit a parameter.
 
         Examples:
+            >>> import torch
             >>> from multitangent import ForwardGradient
             >>> model = torch.nn.Linear(2, 1, bias=False)
             >>> gradient = ForwardGradient(model, torch.nn.MSELoss())
@@ -90,6 +91,7 @@ class Inspectable(ABC):
         Examples:
             Six tangents span all n = 5 activations; one does not, but its mean is without bias:
 
+            >>> import torch
             >>> from multitangent import ForwardGradient, Mean, Normal
             >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
             >>> batch = torch.randn(8, 4), torch.zeros(8, dtype=torch.int64)
@@ -120,6 +122,7 @@ class Inspectable(ABC):
         The size of a layer's output is that for one sample. It is ``None`` before the first step.
 
         Examples:
+            >>> import torch
             >>> from multitangent import ForwardGradient
             >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
             >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss())
