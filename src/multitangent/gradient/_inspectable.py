@@ -92,6 +92,7 @@ class Inspectable(ABC):
             Six tangents span all n = 5 activations; one does not, but its mean is without bias:
 
             >>> import torch
+            >>> from torch import nn
             >>> from multitangent import ForwardGradient, Mean, Normal
             >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
             >>> batch = torch.randn(8, 4), torch.zeros(8, dtype=torch.int64)
@@ -123,6 +124,7 @@ class Inspectable(ABC):
 
         Examples:
             >>> import torch
+            >>> from torch import nn
             >>> from multitangent import ForwardGradient
             >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
             >>> gradient = ForwardGradient(model, nn.CrossEntropyLoss())
