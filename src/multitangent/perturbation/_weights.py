@@ -200,6 +200,13 @@ class _WeightRun:
         self._of_losses[part.rows.start] = dict(zip(found, gradients, strict=True))
 
     def pullback(self, gradients: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+        if self._of_losses and self.batch.size < self.batch.batch_size:
+            raise NotImplementedError(
+                "`loss` should have no parameters of its own, and use none of the model's, where "
+                "every process has samples of its own: their gradients would be those of one "
+                "process. Found some. Try the axis 'tangent' of `mesh`, or "
+                "`perturb='activations'`."
+            )
         total = {parameter: gradients[name] for name, parameter in self._parameters.items()}
         for of_part in self._of_losses.values():
             for parameter, gradient in of_part.items():
