@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -166,12 +167,8 @@ class Objective:
             record: What the whole batch leaves for its parts.
             dropout_calls: How many calls of dropout came before.
         """
-
-        def noise(call: int, shape: Sequence[int], device: torch.device) -> Tensor:
-            return _uniform(stream, call, shape, device)
-
         mode = BatchMode(
-            noise,
+            partial(_uniform, stream),
             part.rows,
             part.batch_size,
             statistics,

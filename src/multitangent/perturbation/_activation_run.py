@@ -163,7 +163,7 @@ class ActivationRun:
         losses = evaluation.losses
         if leaf is None:
             self._pullback.end(primal(losses), self._watched)
-        elif value is not None:
+        else:
             self._output_gradient = gradient_by(leaf, losses)
         losses = losses.detached() if isinstance(losses, DualTensor) else losses.detach()
         if value is not None:

@@ -6,6 +6,7 @@ import json as json_
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from time import monotonic
 from typing import Any
 
@@ -123,7 +124,7 @@ def _note(summary: dict[str, Any]) -> str:
 def _markdown(title: str, claims: list[Claim], summary: dict[str, Any]) -> str:
     lines = [f"# {title}", "", f"{summary['cells_run']} of {summary['cells']} cells have been run."]
     if note := _note(summary):
-        lines += ["", note]
+        lines += ["", fill(note, 100)]
     said = [claim for claim in claims if claim.section]
     beyond = [claim for claim in claims if not claim.section]
     lines += ["", "| section | the paper says | measured here | agrees |", "| --- " * 4 + "|"]
